@@ -1,0 +1,99 @@
+"""The run card: what produced a record, so that two records can be compared."""
+
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from helpers.paths import checkout
+
+PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
+
+
+def describe_machine(device: torch.device, start: float) -> dict[str, Any]:
+    """Return commit, lock, device, threads, versions, wall time and peak memory of this process.
+
+    Args:
+        device: where the run computed.
+        start: `time.perf_counter()` at the start of the run.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mb = peak / 1e6 if sys.platform == "darwin" else peak / 1024  # bytes on macOS, kB elsewhere
+    card = {
+        "commit": _commit(),
+        "lock": _lock_hash(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(time.perf_counter() - start, 1),
+        "peak_memory_mb": round(peak_mb),
+    }
+    if device.type == "cuda":
+        card["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return card
+
+
+def card_html(record: dict[str, Any], regression: str) -> str:
+    """Return the run card as an HTML table.
+
+    Args:
+        record: a run's record.
+        regression: what the regression check said.
+    """
+    card = record["card"]
+    rows = {
+        "preset and seed": f"{record['preset']}, seed {card['seed']}",
+        "commit": card["commit"],
+        "lock": card["lock"],
+        "data": "; ".join(f"{name} {digest[:19]}…" for name, digest in card["data"].items()) or "packaged or generated",
+        "device": f"{card['device']}, {card['threads']} thread(s)",
+        "software": f"Python {card['python']}; " + "; ".join(f"{k} {v}" for k, v in card["packages"].items()),
+        "wall time": f"{card['wall_s']} s",
+        "peak memory": f"{card['peak_memory_mb']} MB",
+        "finished": card["finished"],
+        "regression": regression,
+    }
+    body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+    return f'<table class="run-card"><tbody>{body}</tbody></table>'
+
+
+def _commit() -> str:
+    """The checkout's commit, marked when files differ from it; the package version when there is no checkout."""
+    root = checkout()
+    if root is None:
+        return f"package {_version('papers-executed')}"
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _lock_hash() -> str:
+    root = checkout()
+    lock = root / "requirements.lock" if root else None
+    if lock is None or not lock.is_file():
+        return "none (see versions)"
+    return "sha256:" + hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,151 @@
+"""Public data by name: a pinned URL, a hash, a licence; downloaded once, checked at every use, never committed."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pooch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from helpers.paths import chapter_dir, data_dir, read_yaml
+
+
+class Source(BaseModel):
+    """One file of public data, as registered in a chapter's `data.yaml`.
+
+    `sha256` is the hash of the bytes; `git_blob` is git's own name of the content (SHA-1 over a header and the bytes),
+    for files of which only the repository's listing is known. `url` is None for a file derived from another one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str | None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    git_blob: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$")
+    bytes: int | None = None
+    licence: str
+    citation: str
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_hash(self) -> "Source":
+        if not (self.sha256 or self.git_blob):
+            raise ValueError("sha256 or git_blob: one of them is needed")
+        return self
+
+    def matches(self, path: Path) -> bool:
+        """Tell whether the file at `path` has the registered content."""
+        if self.sha256:
+            return pooch.file_hash(str(path), alg="sha256") == self.sha256
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == self.git_blob
+
+    @property
+    def digest(self) -> str:
+        """The hash that identifies the file, with its kind."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"git-blob:{self.git_blob}"
+
+
+class DataUnavailableError(RuntimeError):
+    """The data set is not in the cache and could not be downloaded."""
+
+
+class DataCorruptedError(RuntimeError):
+    """A file does not have its registered hash; it was put aside and is never used."""
+
+
+def registry(paper: str) -> dict[str, Source]:
+    """Return the data registered by a chapter, by file name.
+
+    Raises:
+        ValueError: `data.yaml` is missing or wrong.
+    """
+    path = chapter_dir(paper) / "data.yaml"
+    if not path.is_file():
+        raise ValueError(f"{paper}: the chapter registers no public data (no data.yaml)")
+    entries = read_yaml(path)
+    try:
+        return {name: Source.model_validate(entry) for name, entry in entries["files"].items()}
+    except (ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{paper}/data.yaml: {' '.join(str(error).split())}") from None
+
+
+def source(name: str) -> Source:
+    """Return the registry entry of `<paper>/<file>`.
+
+    Raises:
+        KeyError: not registered; the message lists what is.
+    """
+    paper, _, file = name.partition("/")
+    known = registry(paper)
+    if file not in known:
+        raise KeyError(f"{name}: not registered; {paper}/data.yaml has {', '.join(sorted(known))}")
+    return known[file]
+
+
+def fetch(name: str) -> Path:
+    """Return the path of a registered public file, downloading it on first use.
+
+    Args:
+        name: `<paper>/<file>` as registered in `notebooks/<paper>/data.yaml`.
+
+    Raises:
+        KeyError: the name is not registered.
+        DataCorruptedError: the cached or downloaded file has the wrong hash.
+        DataUnavailableError: not in the cache and no network; the message says what to put where.
+    """
+    entry, path = source(name), data_dir() / name
+    if path.is_file():
+        if entry.matches(path):
+            return path
+        raise DataCorruptedError(_put_aside(name, entry, path))
+    if entry.url is None:
+        raise DataUnavailableError(_unavailable(name, entry, path, "it has no download address of its own"))
+    return _download(name, entry, path)
+
+
+def _download(name: str, entry: Source, path: Path) -> Path:
+    """Download into a temporary folder, check, then move into place."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            got = pooch.retrieve(entry.url, known_hash=None, fname="file", path=folder, progressbar=True)
+        except (OSError, ValueError) as error:  # requests' errors are OSErrors
+            reason = f"the download failed ({type(error).__name__})"
+            raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = path if entry.matches(Path(got)) else path.with_name(path.name + ".wrong-hash")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        shutil.move(got, partial)
+        os.replace(partial, target)
+    if target != path:
+        raise DataCorruptedError(
+            f"{name}: the file at {entry.url} does not have the registered hash ({entry.digest}). It is kept as "
+            f"{target.name} beside its place and is not used."
+        )
+    return path
+
+
+def _put_aside(name: str, entry: Source, path: Path) -> str:
+    """Rename a corrupted cached file (where the cache can be written) and say what happened."""
+    aside = path.with_name(path.name + ".wrong-hash")
+    try:
+        os.replace(path, aside)
+        done = f"It was renamed to {aside.name}"
+    except OSError:
+        done = "The cache is read-only, so it stays in its place"
+    return (
+        f"{name}: the cached file {path} does not have the registered hash ({entry.digest}). {done} and is not used. "
+        f"Run again to download it anew{f' from {entry.url}' if entry.url else ''}."
+    )
+
+
+def _unavailable(name: str, entry: Source, path: Path, reason: str) -> str:
+    size = f"{entry.bytes / 1e6:.1f} MB" if entry.bytes else "size unknown"
+    url = entry.url or "none"
+    return (
+        f"{name}: not in the cache, and {reason}. Data set: {entry.citation}; {size}; licence: {entry.licence}; "
+        f"URL: {url}. Put the file at {path} (or set REPRODUCTIONS_DATA to a folder that holds {name})."
+        + (f" {entry.note}" if entry.note else "")
+    )

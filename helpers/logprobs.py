@@ -1,0 +1,115 @@
+"""Log-probabilities of responses given prompts, batched under a token budget."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from helpers.models import LanguageModel
+
+
+def encode_pair(lm: LanguageModel, prompt: str, response: str, max_length: int = 2048) -> tuple[list[int], list[int]]:
+    """Tokenise prompt and response apart, so that the boundary between them is exact.
+
+    Returns:
+        Token ids of the prompt and of the response; when both exceed `max_length`, the prompt loses tokens on its
+        left, then the response on its right.
+
+    Raises:
+        ValueError: the prompt or the response has no tokens.
+    """
+    left = lm.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    right = lm.tokenizer(response, add_special_tokens=False)["input_ids"][: max_length - 1]
+    left = left[-max(1, max_length - len(right)) :]
+    if not left or not right:
+        raise ValueError(f"{'prompt' if not left else 'response'} without tokens: {(prompt, response)!r:.80}")
+    return left, right
+
+
+def token_budget_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Yield index lists, longest first, whose padded size (count x longest) stays within `token_budget`.
+
+    Sorting puts equal lengths together, so that little is padded; a single item above the budget is its own batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def response_logprobs(
+    lm: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    token_budget: int = 2048,
+    max_length: int = 2048,
+    progress: bool = False,
+) -> list[np.ndarray]:
+    """Return the log-probability of every response token given the prompt and the tokens before it, in nats.
+
+    The padding stands on the right, where a causal model cannot see it; the output layer is applied only to positions
+    that predict a response token.
+
+    Args:
+        lm: language model.
+        pairs: (prompt, response) texts; chat templates are the caller's business.
+        token_budget: padded tokens per batch.
+        max_length: see `encode_pair`.
+        progress: show a progress bar.
+
+    Returns:
+        One float64 array a pair, one value a response token, in the order of `pairs`.
+    """
+    encoded = [encode_pair(lm, prompt, response, max_length) for prompt, response in pairs]
+    lengths = [len(left) + len(right) for left, right in encoded]
+    out: list[np.ndarray] = [np.empty(0)] * len(pairs)
+    with tqdm(total=sum(lengths), unit="tok", disable=not progress, desc="log-probabilities") as bar:
+        for rows in token_budget_batches(lengths, token_budget):
+            for i, values in zip(rows, _batch_logprobs(lm, [encoded[i] for i in rows]), strict=True):
+                out[i] = values
+            bar.update(sum(lengths[i] for i in rows))
+    return out
+
+
+def _batch_logprobs(lm: LanguageModel, batch: list[tuple[list[int], list[int]]]) -> list[np.ndarray]:
+    longest = max(len(left) + len(right) for left, right in batch)
+    ids = torch.full((len(batch), longest), lm.tokenizer.pad_token_id)  # (batch, seq)
+    mask = torch.zeros_like(ids)
+    predicts = torch.zeros_like(ids, dtype=torch.bool)  # position t predicts token t + 1
+    for row, (left, right) in enumerate(batch):
+        ids[row, : len(left) + len(right)] = torch.tensor(left + right)
+        mask[row, : len(left) + len(right)] = 1
+        predicts[row, len(left) - 1 : len(left) + len(right) - 1] = True
+    ids, mask, predicts = ids.to(lm.device), mask.to(lm.device), predicts.to(lm.device)
+    hidden = lm.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    targets = ids.roll(-1, dims=1)[predicts]
+    values = selected_logprobs(lm, hidden[predicts], targets).double().cpu().numpy()
+    return np.split(values, np.cumsum([len(right) for _, right in batch])[:-1])
+
+
+def selected_logprobs(lm: LanguageModel, hidden: Tensor, targets: Tensor, chunk: int = 512) -> Tensor:
+    """Return log p(target) for hidden states, without holding all logits at once.
+
+    Args:
+        lm: language model.
+        hidden: (n, d_model) outputs of the last layer (after the final norm).
+        targets: (n,) token ids.
+        chunk: rows per matrix product with the vocabulary.
+
+    Returns:
+        (n,) float32 log-probabilities in nats.
+    """
+    head = lm.model.get_output_embeddings()
+    parts = []
+    for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        logits = head(states).float()  # (chunk, vocab)
+        parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
+    return torch.cat(parts)
