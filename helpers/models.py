@@ -26,6 +26,10 @@ from transformers.utils import logging as transformers_logging
 
 from helpers.paths import models_dir
 
+# Reports of loading (bars, dequantisation notes) would stand in every page.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+
 
 @dataclass(frozen=True)
 class Bundled:
@@ -187,13 +191,8 @@ def _convert(gguf: Path, target: Path) -> None:
     The folder appears in one step, so that two kernels may do this at the same time.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = source.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are dequantised; with it save_pretrained refuses

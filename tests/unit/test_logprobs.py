@@ -1,0 +1,61 @@
+"""Log-probabilities against a plain computation, one example at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.logprobs import encode_pair, response_logprobs, token_budget_batches
+from helpers.models import load_lm
+
+PAIRS = [
+    ("The capital of France is", " Paris."),
+    ("Two plus two equals", " four, as everyone who has been to school should know by heart."),
+    ("Hello", " world"),
+    ("A long prompt " * 20, " and a short end"),
+]
+
+
+def plain(lm, prompt, response, max_length=2048):
+    left, right = encode_pair(lm, prompt, response, max_length)
+    with torch.inference_mode():
+        logprobs = lm.model(torch.tensor([left + right])).logits[0].double().log_softmax(-1)
+    return np.array([logprobs[len(left) - 1 + k, token].item() for k, token in enumerate(right)])
+
+
+@pytest.mark.parametrize("budget", [1, 40, 10_000])
+def test_parity_on_a_tiny_random_model(tiny_lm, budget):
+    for got, (prompt, response) in zip(response_logprobs(tiny_lm, PAIRS, token_budget=budget), PAIRS, strict=True):
+        np.testing.assert_allclose(got, plain(tiny_lm, prompt, response), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_parity_on_the_packaged_model():
+    """Float32 logits of size 25 carry noise of 2e-5, so the bound is relative to a score of tens of nats."""
+    lm = load_lm("smollm2-135m-instruct")
+    for got, (prompt, response) in zip(response_logprobs(lm, PAIRS), PAIRS, strict=True):
+        want = plain(lm, prompt, response)
+        assert got.sum() == pytest.approx(want.sum(), rel=1e-5)
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_too_long_texts_lose_the_start_of_the_prompt(tiny_lm):
+    left, right = encode_pair(tiny_lm, "one two three four", " five six", max_length=4)
+    whole_left, whole_right = encode_pair(tiny_lm, "one two three four", " five six")
+    assert len(left) + len(right) == 4
+    assert left == whole_left[-len(left) :] and right == whole_right[:3]
+
+
+def test_empty_texts_are_refused(tiny_lm):
+    with pytest.raises(ValueError, match="response without tokens"):
+        response_logprobs(tiny_lm, [("a", "")])
+    with pytest.raises(ValueError, match="prompt without tokens"):
+        response_logprobs(tiny_lm, [("", "a")])
+
+
+def test_batches_cover_everything_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 50, 200).tolist()
+    batches = list(token_budget_batches(lengths, 120))
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len(b) * max(lengths[i] for i in b) <= 120 for b in batches)
+    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
+    assert padded <= 1.1 * sum(lengths)

