@@ -53,16 +53,21 @@ def failures():
     for seed in SEEDS:
         for paper in PAPERS:
             run = Path(RUNS, PRESET, f"seed-{seed}", paper, paper)
-            if run.with_suffix(".verified").exists():
-                continue
+            record, verified = run.with_suffix(".json"), run.with_suffix(".verified")
             try:
                 status = json.loads(run.with_suffix(".status.json").read_text())
             except (OSError, ValueError):
                 yield f"{paper} (seed {seed}): was not executed"
                 continue
-            cell = f" in cell {status['last_cell']['index']} ({status['last_cell']['id']})" if status["last_cell"] else ""
-            error = f"{status['error']['type']}: {status['error']['message']}" if status["error"] else "not verified"
-            yield f"{paper} (seed {seed}): {status['status']}{cell}: {error}"
+            if status["status"] != "ok":
+                cell = status["last_cell"]
+                where = f" in cell {cell['index']} ({cell['id']})" if cell else ""
+                error = status["error"]
+                yield f"{paper} (seed {seed}): {status['status']}{where}: {error['type']}: {error['message']}"
+            elif not record.exists():
+                yield f"{paper} (seed {seed}): its record is gone"
+            elif not verified.exists() or verified.stat().st_mtime < record.stat().st_mtime:
+                yield f"{paper} (seed {seed}): not verified"
 
 
 wildcard_constraints:
