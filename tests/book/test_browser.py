@@ -1,0 +1,222 @@
+"""The finished book as a reader meets it: headless Chromium on `file://` pages, no network."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from bs4 import BeautifulSoup
+
+pytestmark = pytest.mark.browser
+EXTERNAL = re.compile(r"^(https?:)?//", re.IGNORECASE)
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+}
+CDN = re.compile(r"unpkg\.com|jsdelivr|cdnjs|googleapis|gstatic|cloudflare", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def pages(book):
+    """All pages of the book, parsed; the start page only forwards."""
+    paths = [p for p in sorted(book.rglob("*.html")) if p != book / "index.html" and "_static" not in p.parts]
+    assert len(paths) > 7
+    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
+
+
+@pytest.fixture
+def tab(browser):
+    """A new tab that notes what goes wrong and cannot reach a network."""
+    context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.problems, page.left = [], []
+    page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.on("requestfailed", lambda r: page.problems.append(f"failed: {r.url[:200]}"))
+    page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.left.append(r.url))
+    page.on("dialog", lambda d: (page.problems.append(f"dialog: {d.message}"), d.dismiss()))
+    yield page
+    context.close()
+
+
+def visit(tab, path):
+    tab.goto(Path(path).as_uri())
+    tab.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise : null")
+
+
+def name(path, book):
+    return str(path.relative_to(book))
+
+
+def test_the_start_page_leads_to_the_preface(tab, book):
+    tab.goto((book / "index.html").as_uri(), wait_until="commit")
+    tab.wait_for_url("**/book/index.html")
+    assert tab.inner_text("h1").startswith("Papers, Executed")
+
+
+def test_pages_load_quietly_from_disk_with_math_and_fit_a_phone(tab, book, pages):
+    problems = []
+    for path, parsed in pages.items():
+        visit(tab, path)
+        wrong = list(tab.problems)
+        wrong += [f"request to {url}" for url in tab.left]
+        wrong += [] if tab.locator("h1").count() else ["no title"]
+        if parsed.select(".math"):
+            drawn, broken = tab.locator("mjx-container").count(), tab.locator("mjx-merror").count()
+            wrong += (
+                [] if drawn >= len(parsed.select(".math")) and not broken else [f"math: {drawn} drawn, {broken} bad"]
+            )
+        tab.set_viewport_size({"width": 390, "height": 800})
+        width = tab.evaluate("document.documentElement.scrollWidth")
+        wrong += [] if width <= 390 else [f"{width} px wide on a phone of 390"]
+        tab.set_viewport_size({"width": 1280, "height": 900})
+        problems += [f"{name(path, book)}: {w}" for w in wrong]
+        tab.problems.clear()
+        tab.left.clear()
+    assert not problems, "\n".join(problems)
+
+
+def test_nothing_is_loaded_from_another_host(book, pages):
+    found = []
+    for path, page in pages.items():
+        for tag, attribute in LOADED.items():
+            found += [
+                f"{name(path, book)}: {t[attribute]}"
+                for t in page.find_all(tag)
+                if EXTERNAL.match(t.get(attribute, ""))
+            ]
+        for link in page.find_all("link"):
+            loads = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch"}
+            if loads & set(link.get("rel", [])) and EXTERNAL.match(link.get("href", "")):
+                found.append(f"{name(path, book)}: {link['href']}")
+        found += [f"{name(path, book)}: {s.text[:80]}" for s in page.find_all("script") if CDN.search(s.text)]
+        found += [
+            f"{name(path, book)}: style"
+            for s in page.find_all("style")
+            if re.search(r"url\(['\"]?(https?:)?//", s.text)
+        ]
+    for path in book.rglob("*.css"):
+        text = path.read_text()
+        found += [
+            f"{name(path, book)}: {m[0]}" for m in re.finditer(r"(@import|url\()\s*['\"]?(https?:)?//[^)]*", text)
+        ]
+    assert not found, "\n".join(found)
+
+
+def test_every_image_has_alt_text(book, pages):
+    found = [
+        f"{name(path, book)}: alt={image.get('alt')!r}"
+        for path, page in pages.items()
+        for image in page.find_all("img")
+        if not image.get("alt", "").strip() or re.search(r"\.(png|svg|jpe?g)$|/", image["alt"])
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_internal_links_lead_somewhere(book, pages):
+    anchors = {path: {t["id"] for t in page.find_all(id=True)} for path, page in pages.items()}
+    broken = []
+    for path, page in pages.items():
+        for link in page.find_all("a", href=True):
+            href, fragment = urldefrag(link["href"])
+            if re.match(r"[a-z]+:", link["href"]):
+                continue
+            target = (path.parent / unquote(href)).resolve() if href else path
+            if not target.is_file():
+                broken.append(f"{name(path, book)}: {link['href']}")
+            elif fragment and target in anchors and unquote(fragment) not in anchors[target]:
+                broken.append(f"{name(path, book)}: no #{fragment} in {name(target, book)}")
+    assert not broken, "\n".join(sorted(set(broken)))
+
+
+def theme(tab, mode):
+    tab.evaluate(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
+    tab.reload()
+    assert tab.evaluate("document.documentElement.dataset.theme") == mode
+
+
+def brightness(tab, script):
+    red, green, blue = map(float, re.findall(r"[\d.]+", tab.evaluate(script))[:3])
+    return (red + green + blue) / 3
+
+
+def test_figures_follow_the_theme(tab, book, pages):
+    with_figures = [path for path, page in pages.items() if page.select("figure.repro-figure")]
+    assert with_figures, "no page of this book has a figure"
+    for path in with_figures:
+        visit(tab, path)
+        for mode, other in (("light", "dark"), ("dark", "light")):
+            theme(tab, mode)
+            seen = "e => e.filter(i => getComputedStyle(i).display != 'none' && i.complete && i.naturalWidth).length"
+            figures = tab.locator("figure.repro-figure").count()
+            assert tab.locator(f".repro-figure img.only-{mode}").evaluate_all(seen) == figures, name(path, book)
+            assert tab.locator(f".repro-figure img.only-{other}").evaluate_all(seen) == 0, name(path, book)
+            page = brightness(tab, "getComputedStyle(document.body).backgroundColor")
+            assert (page > 200) == (mode == "light")
+            box = "getComputedStyle(document.querySelector('.repro-figure').closest('.output')).backgroundColor"
+            assert tab.evaluate(box) == "rgba(0, 0, 0, 0)", "a box of another colour around a figure"
+
+
+def test_the_theme_button_switches(tab, book):
+    visit(tab, book / "book" / "reading.html")
+    seen = set()
+    for _ in range(3):
+        tab.locator(".theme-switch-button:visible").first.click()
+        seen.add(tab.evaluate("document.documentElement.dataset.theme"))
+    assert seen == {"light", "dark"}
+
+
+CONTRAST = """element => {  // ratio of WCAG 2.1
+  const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const luminance = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const style = getComputedStyle(element);
+  const [dark, light] = [luminance(style.color), luminance(style.backgroundColor)].sort((x, y) => x - y);
+  return (light + 0.05) / (dark + 0.05);
+}"""
+
+
+def test_verdicts_are_legible_and_do_not_need_colour(tab, book):
+    visit(tab, book / "book" / "reading.html")
+    for mode in ("light", "dark"):
+        theme(tab, mode)
+        chips = tab.locator("table .verdict").all()
+        assert len({chip.inner_text() for chip in chips}) == 4
+        assert all(chip.evaluate(CONTRAST) >= 4.5 for chip in chips)
+
+
+def test_search_finds_a_chapter_by_a_word_of_it(tab, book, pages):
+    chapter = next(p for p, page in pages.items() if "notebooks" in p.parts and page.select(".chapter-card"))
+    words = re.findall(r"\b[a-z]{8,}\b", pages[chapter].select_one("article").text)
+    word = "zymurgical" if "zymurgical" in words else max(words, key=len)
+    tab.goto((book / "search.html").as_uri() + f"?q={word}")
+    tab.wait_for_selector("#search-results li a", timeout=15_000)
+    hits = [a.get_attribute("href").split("?")[0] for a in tab.locator("#search-results li a").all()]
+    assert any(hit.endswith(f"{chapter.parent.name}/{chapter.name}") for hit in hits), (word, hits)
+    assert not tab.problems and not tab.left
+
+
+def test_a_folded_answer_opens(tab, book, pages):
+    path = next((p for p, page in pages.items() if page.select(".admonition.dropdown")), None)
+    if path is None:
+        pytest.skip("no folded answer in this book")
+    visit(tab, path)
+    answer = tab.locator(".admonition.dropdown").first
+    text = answer.locator("p:not(.admonition-title)").first
+    assert not text.is_visible()
+    answer.locator(".toggle-button").click()
+    assert text.is_visible()
+
+
+def test_a_failed_page_is_seen_as_failed_and_runs_nothing(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "killed_coin" / "killed_coin.html")
+    assert tab.get_by_role("alert").first.is_visible()
+    assert "This chapter's run failed: killed" in tab.inner_text("article")
+    assert not tab.problems  # the message holds a script with an alert
