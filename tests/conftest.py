@@ -1,0 +1,63 @@
+"""Settings for all tests, and the fixtures that several of them use."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from helpers.execute import run_folder
+
+TESTS = Path(__file__).resolve().parent
+CHAPTERS = TESTS / "fixtures" / "chapters"
+sys.path.insert(0, str(TESTS))  # `from lift import lift, sabotage`
+
+
+@dataclass
+class Execution:
+    """What `python -m helpers.execute` did: exit code, what it said, and the files it left."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+    paper: str
+
+    @property
+    def status(self) -> dict:
+        return json.loads((self.folder / f"{self.paper}.status.json").read_text())
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.paper}.json"
+
+    @property
+    def notebook(self) -> dict:
+        return json.loads((self.folder / f"{self.paper}.ipynb").read_text())
+
+
+@pytest.fixture
+def chapter(tmp_path) -> Callable[[str], Path]:
+    """Copy a fixture chapter to a folder of this test and return the copy."""
+    return lambda name: shutil.copytree(CHAPTERS / name, tmp_path / "notebooks" / name)
+
+
+@pytest.fixture
+def execute(tmp_path) -> Callable[..., Execution]:
+    """Run the real command on a chapter's folder, in a process of its own."""
+
+    def call(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Execution:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | (environment or {})
+        out, paper = tmp_path / "runs", folder.name
+        command = [sys.executable, "-m", "helpers.execute", str(folder / f"{paper}.ipynb"), "--out", str(out)]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=clean, timeout=300)
+        trial = [(n, v) for flag, n, v in zip(arguments, arguments[1:], arguments[2:], strict=False) if flag == "-p"]
+        folder = run_folder(out, "reduced", 0, paper, trial)
+        return Execution(done.returncode, done.stdout, done.stderr, folder, paper)
+
+    return call

@@ -1,0 +1,188 @@
+"""Every chapter has the form that CONTRIBUTING promises: a reader who knows one chapter knows all."""
+
+import ast
+import json
+import re
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from helpers.claims import load_claims
+from helpers.parameters import schema
+from helpers.presets import load_presets
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
+SECTIONS = [
+    "In one page",
+    "Parameters",
+    "The method",
+    "The data",
+    "The experiment",
+    "Claims",
+    "What would make it fail",
+    "Deviations",
+    "Exercises",
+    "Run card",
+]
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+SETUP = re.compile(
+    r"import subprocess, sys\n"
+    r"from importlib\.util import find_spec\n\n"
+    r'if find_spec\("helpers"\) is None:  # .*\n'
+    r'    pip = \[sys\.executable, "-m", "pip", "install", "--quiet"\]\n'
+    r'    subprocess\.run\(\[\*pip, "git\+(?P<url>[^"]+)"\], check=True\)'
+    r'(?:\n    subprocess\.run\(\[\*pip, "--no-deps", (?P<pins>[^\]]+)\], check=True\))?'
+)
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|mnt|Users)/")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def section(notebook, title: str) -> list:
+    """The cells of one section; the heading stands at the start of a markdown cell."""
+    inside, found = False, []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (heads := re.findall(r"^## (.+)$", cell.source, re.MULTILINE)):
+            inside = heads[-1].strip() == title
+        if inside:
+            found.append(cell)
+    return found
+
+
+def test_there_is_a_chapter():
+    assert NOTEBOOKS
+
+
+def test_is_valid_and_without_outputs(path, code):
+    nbformat.validate(json.loads(path.read_text()))
+    full = [cell.id for cell in code if cell.outputs or cell.execution_count is not None]
+    assert not full, f"outputs or counts in {full}"
+
+
+def test_has_full_kernelspec(notebook):
+    assert dict(notebook.metadata.kernelspec) == KERNEL
+    assert notebook.metadata.language_info["name"] == "python"
+
+
+def test_cell_ids_are_unique_and_stable(path):
+    ids = [cell.get("id", "") for cell in json.loads(path.read_text())["cells"]]
+    assert len(ids) == len(set(ids))
+    random = [name for name in ids if not re.fullmatch(r"[a-z][\w-]*", name) or re.fullmatch(r"[0-9a-f-]{8,}", name)]
+    assert not random, f"ids must be words: {random}"
+
+
+def test_code_is_plain_python(code):
+    for cell in code:
+        ast.parse(cell.source)  # no magics, no shell
+
+
+def test_title_and_sections_stand_in_order(notebook):
+    assert re.match(r"# \S", notebook.cells[0].source)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = re.sub(r"(?ms)^(```|~~~).*?^\1", "", text)
+    assert len(re.findall(r"(?m)^# \S", text)) == 1
+    assert [head.strip() for head in re.findall(r"(?m)^## (.+)$", text)] == SECTIONS
+
+
+def test_first_cells_are_setup_imports_parameters_run(path, code):
+    first = code[0]
+    assert first.id == "setup" and {"setup", "hide-cell"} <= set(tags(first))
+    match = SETUP.fullmatch(first.source.strip())
+    assert match, "the setup cell is not the agreed text"
+    assert match["url"] == yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    pins = set(re.findall(r'"([^"]+)"', match["pins"] or ""))
+    locked = {line.split()[0] for line in (ROOT / "requirements-models.lock").read_text().splitlines() if "==" in line}
+    assert pins <= {pin for pin in locked if not pin.startswith("#")}, (
+        f"not in requirements-models.lock: {pins - locked}"
+    )
+    assert code[1].id == "imports"
+    assert "parameters" in tags(code[2])
+    assert code[3].source.startswith(f'run = Run("{path.parent.name}", globals())')
+
+
+def test_parameters_are_documented_and_bounded(path):
+    for name, parameter in schema(path).items():
+        assert parameter.help, f"{name} has no comment"
+        bounded = parameter.type in ("str", "bool", "list") or parameter.low is not None or parameter.choices
+        assert bounded, f"{name}: a number needs its range [low, high] or its choices {{a, b}}"
+
+
+def test_presets_and_claims_are_valid(path):
+    presets, budgets = load_presets(path.parent, schema(path))
+    assert list(presets) == ["reduced", "public", "full"]
+    assert set(presets["reduced"]) <= {"preset"}, "the defaults of the parameters cell are the reduced preset"
+    assert budgets["reduced"].wall_s <= 480 and budgets["reduced"].memory_gb <= 4
+    sources = yaml.safe_load((path.parent / "presets.yaml").read_text()).get("sources", {}).get("full", {})
+    unsourced = presets["full"].keys() - sources.keys() - {"preset"}
+    assert not unsourced, f"presets.yaml: full: no source for {sorted(unsourced)}"
+    assert load_claims(path.parent / "claims.yaml")
+
+
+def test_cells_are_short(code):
+    lengths = {cell.id: len(cell.source.splitlines()) for cell in code}
+    longest = max(lengths, key=lengths.get)
+    assert lengths[longest] <= 40, f"cell {longest} has {lengths[longest]} lines"
+    assert statistics.median(lengths.values()) <= 8, f"median of {sorted(lengths.values())}"
+
+
+def test_prose_and_code_are_in_balance(notebook, code):
+    words = sum(len(re.findall(r"\w+", c.source)) for c in notebook.cells if c.cell_type == "markdown")
+    lines = sum(1 for cell in code for line in cell.source.splitlines() if line.strip())
+    assert 5 <= words / lines <= 14, f"{words} words to {lines} lines: {words / lines:.1f} words a line"
+
+
+def test_definitions_have_docstrings(code):
+    bare = [
+        node.name
+        for cell in code
+        for node in ast.parse(cell.source).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not ast.get_docstring(node)
+    ]
+    assert not bare, f"no docstring: {bare}"
+
+
+def test_randomness_comes_from_the_run(code):
+    found = [
+        cell.id for cell in code if re.search(r"np\.random\.(?!Generator)|(?<!\w)random\.seed|manual_seed", cell.source)
+    ]
+    assert not found, f"global random state in {found}; use run.rng"
+
+
+def test_exercises_have_folded_and_executed_answers(notebook):
+    cells = section(notebook, "Exercises")
+    folded = sum(
+        len(re.findall(r":class:.*\bdropdown\b", cell.source)) for cell in cells if cell.cell_type == "markdown"
+    )
+    executed = [cell for cell in cells if cell.cell_type == "code" and "hide-cell" in tags(cell)]
+    assert folded >= 3 and len(executed) >= 3, f"{folded} folded answers, {len(executed)} executed answers"
+
+
+def test_last_code_cell_finishes_the_run(code):
+    last = ast.unparse(ast.parse(code[-1].source).body[-1])
+    assert "run.finish()" in last
+
+
+def test_no_machine_paths(path):
+    for file in [path, *path.parent.glob("*.yaml")]:
+        assert not MACHINE_PATH.search(file.read_text()), f"{file.name} names a path of one machine"

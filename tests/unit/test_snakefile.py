@@ -1,0 +1,140 @@
+"""The batch path on two real chapters: Snakemake, papermill, verification and the rendered book."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it."""
+    machinery = (
+        "Snakefile",
+        "profiles",
+        "helpers",
+        "book",
+        "_config.yml",
+        "_toc.yml",
+        "CHANGELOG.md",
+        "pyproject.toml",
+    )
+    for name in machinery:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for paper in ("heads", "tails"):
+        folder = tmp_path / "notebooks" / paper
+        shutil.copytree(QUICK, folder)
+        notebook = json.loads((folder / "quick.ipynb").read_text())
+        for cell in notebook["cells"]:
+            source = "".join(cell["source"]).replace('Run("quick"', f'Run("{paper}"')
+            cell["source"] = source.replace("# Quick", f"# {paper.title()}")
+            if cell["id"] == "toss":
+                cell["source"] += "\nfrom pathlib import Path\nassert not Path('broken').exists(), 'the coin is broken'"
+        (folder / f"{paper}.ipynb").write_text(json.dumps(notebook))
+        (folder / "quick.ipynb").unlink()
+        (folder / "data.yaml").unlink()
+        (folder / "expected.yaml").unlink(missing_ok=True)
+    toc = yaml.safe_load((tmp_path / "_toc.yml").read_text())
+    chapters = next(part for part in toc["parts"] if part["caption"] == "Chapters")
+    chapters["chapters"] = [{"file": f"notebooks/{paper}/{paper}"} for paper in ("heads", "tails")]
+    (tmp_path / "_toc.yml").write_text(yaml.safe_dump(toc))
+    return tmp_path
+
+
+def snakemake(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run Snakemake as a user would, without this test's own settings for runs."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")}
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def status(checkout: Path, paper: str) -> dict:
+    return json.loads((checkout / f"runs/reduced/seed-0/{paper}/{paper}.status.json").read_text())
+
+
+def page(checkout: Path, paper: str) -> str:
+    return (checkout / f"_build/reduced/html/notebooks/{paper}/{paper}.html").read_text()
+
+
+@pytest.mark.slow
+def test_batch_runs_what_changed_and_survives_a_failed_chapter(checkout):
+    runs = checkout / "runs/reduced/seed-0"
+    broken = checkout / "notebooks/tails/broken"
+
+    # a chapter fails: the other is done, the book is rendered, the exit code and the list say what failed
+    broken.touch()
+    done = snakemake(checkout)
+    assert done.returncode == 1, done.stderr
+    failed = "1 run(s) failed:\n  tails (seed 0): error in cell 5 (toss): AssertionError: the coin is broken"
+    assert failed in done.stderr
+    first = status(checkout, "heads")
+    assert first["status"] == "ok"
+    assert json.loads((runs / "heads/heads.json").read_text())["complete"] is True
+    assert status(checkout, "tails")["status"] == "error"
+    assert not (runs / "tails/tails.json").exists()
+    assert "the coin is broken" in (runs / "tails/tails.ipynb").read_text()
+    assert "the coin is broken" in page(checkout, "tails")
+    assert "verdict-reproduced" in page(checkout, "heads")
+    assert "verdict-reproduced" not in page(checkout, "tails")
+
+    # mended from outside: just the failed chapter is executed again
+    broken.unlink()
+    done = snakemake(checkout)
+    assert done.returncode == 0, done.stderr
+    second = status(checkout, "tails")
+    assert second["status"] == "ok"
+    assert status(checkout, "heads") == first
+    assert "verdict-reproduced" in page(checkout, "tails")
+
+    # unchanged: nothing is executed, nothing is rendered
+    rendered = (checkout / "_build/reduced/html/index.html").stat().st_mtime_ns
+    start = time.perf_counter()
+    done = snakemake(checkout)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to be done" in done.stdout + done.stderr
+    assert time.perf_counter() - start < 15
+    assert (status(checkout, "heads"), status(checkout, "tails")) == (first, second)
+    assert (checkout / "_build/reduced/html/index.html").stat().st_mtime_ns == rendered
+
+    # touching one YAML executes that chapter and no other
+    (checkout / "notebooks/heads/claims.yaml").touch()
+    done = snakemake(checkout)
+    assert done.returncode == 0, done.stderr
+    assert status(checkout, "heads")["started"] > first["started"]
+    assert status(checkout, "tails") == second
+
+    # a claims file that is wrong is refused before a kernel starts; no older result stands in for it
+    claims = checkout / "notebooks/heads/claims.yaml"
+    claims.write_text(claims.read_text().replace("direction: greater", "direction: upwards"))
+    done = snakemake(checkout)
+    assert done.returncode == 1, done.stderr
+    assert status(checkout, "heads")["error"]["type"] == "BadRequestError"
+    assert "heads (seed 0): error: BadRequestError: claims.yaml: claim C1: direction" in done.stderr
+    assert "verdict-reproduced" not in page(checkout, "heads")
+    assert not (runs / "heads/heads.json").exists()
+    assert status(checkout, "tails") == second
+
+
+def test_unknown_chapter_is_named(checkout):
+    done = snakemake(checkout, "--config", "papers=heds")
+    assert done.returncode == 1
+    assert "unknown chapter: heds; known: heads, tails" in done.stderr + done.stdout
+
+
+def test_seeds_and_papers_are_chosen_by_config(checkout):
+    done = snakemake(checkout, "--dry-run", "--config", "seeds=0,1,2", "papers=heads")
+    plan = done.stdout + done.stderr
+    assert done.returncode == 0, plan
+    done = snakemake(checkout, "--summary", "--config", "seeds=0,1,2", "papers=heads")
+    records = {line.split("\t")[0] for line in done.stdout.splitlines() if ".json" in line.split("\t")[0]}
+    assert records == {f"runs/reduced/seed-{seed}/heads/heads.json" for seed in (0, 1, 2)}
