@@ -22,6 +22,8 @@ import typer
 import yaml
 from cards import card, failed_notebook, with_card
 from chapters import Page, committed_records, find_pages
+from pybtex.database import parse_string
+from pybtex.exceptions import PybtexError
 from scoreboard import Records, as_csv, chapter_list, fill
 
 from helpers.claims import PRESETS
@@ -132,21 +134,23 @@ def table_of_contents(contents: dict[str, Any], pages: list[Page], prose: Path) 
 
 
 def join_bibliographies(paths: list[Path]) -> str:
-    """Return the entries of all files; an entry that two chapters share stands there once.
+    """Return the entries of all files; of a work that two files name under one key the first entry is taken.
 
     Raises:
-        RequestError: two files have different entries under one key.
+        RequestError: two files have works with different titles under one key.
     """
-    entries: dict[str, tuple[str, Path]] = {}
+    entries: dict[str, tuple[str, str, Path]] = {}
     for path in paths:
-        for text in re.split(r"(?m)^(?=@)", path.read_text()):
-            match = re.match(r"@\w+\s*\{\s*([^,\s]+)\s*,", text)
-            if not match:
-                continue
-            old, where = entries.setdefault(match[1], (text, path))
-            if "".join(old.split()) != "".join(text.split()):
-                raise RequestError(f"bibliography key '{match[1]}' differs in {where} and {path}")
-    return "\n".join(text.strip() + "\n" for text, _ in entries.values())
+        for text in re.split(r"(?m)^(?=@)", path.read_text())[1:]:
+            try:
+                [(key, entry)] = parse_string(text, "bibtex").entries.items()
+            except (PybtexError, ValueError) as error:
+                raise RequestError(f"{path}: {error} in {text.splitlines()[0]!r}") from None
+            title = re.sub(r"[^a-z0-9]", "", entry.fields.get("title", "").lower())
+            _, known, where = entries.setdefault(key, (text, title, path))
+            if known != title:
+                raise RequestError(f"bibliography key '{key}' has two titles, in {where} and {path}")
+    return "\n".join(text.strip() + "\n" for text, _, _ in entries.values())
 
 
 def render(work: Path, verbose: bool) -> Path:
@@ -167,6 +171,7 @@ def render(work: Path, verbose: bool) -> Path:
     )
     if done.returncode:
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout or "").replace(f"{work / 'stage'}/", "")
+        said = re.sub(r"\.ipynb:(\d+)(\d{4}):", lambda m: f".ipynb, cell {m[1]}, line {int(m[2])}:", said)
         complaints = [line for line in said.splitlines() if re.search(r"WARNING|ERROR|rror:", line)]
         print("\n".join(complaints) or said, file=sys.stderr)
     done.check_returncode()

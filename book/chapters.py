@@ -88,7 +88,7 @@ def load_page(path: Path, run: Path) -> Page:
     if source is None:
         raise ValueError(f"{path}: not a notebook")
     copy = run.with_name(run.name + ".ipynb")
-    executed = read_notebook(copy)
+    executed = without_notes(read_notebook(copy))
     record = read_json(run.with_name(run.name + ".json"))
     status_file = run.with_name(run.name + ".status.json")
     details = read_json(status_file) or {}
@@ -123,6 +123,14 @@ def read_notebook(path: Path) -> Notebook | None:
     """Return the notebook at `path`, or None when it is missing, damaged or has no cells."""
     content = read_json(path)
     return content if content and content.get("nbformat") == 4 and content.get("cells") else None
+
+
+def without_notes(notebook: Notebook | None) -> Notebook | None:
+    """Drop the notes that papermill puts into a failed notebook; the book has its own."""
+    if notebook is None:
+        return None
+    cells = [c for c in notebook["cells"] if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
+    return notebook | {"cells": cells} if cells else None
 
 
 def source_of(cell: dict[str, Any]) -> str:

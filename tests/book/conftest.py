@@ -161,6 +161,8 @@ def write_fixture(folder: Path) -> SimpleNamespace:
 
     error = {"output_type": "error", "ename": "ValueError", "evalue": "\x1b[31mbad coin\x1b[0m", "traceback": []}
     broken = [c | {"outputs": [error]} if c["id"] == "experiment" else c for c in executed["wrong_coin"]["cells"]]
+    note = cell("markdown", "note", "<span>An Exception was encountered</span>", tags=["papermill-error-cell-tag"])
+    broken.insert(0, note)  # papermill does this
     write_json(runs / "wrong_coin" / "wrong_coin.ipynb", notebook(broken))
     return SimpleNamespace(root=root, runs=runs)
 

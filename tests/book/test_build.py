@@ -128,6 +128,7 @@ def test_a_failed_page_says_so_and_shows_code_without_results(fixture_book, pape
     assert notice.select_one(".run-failed-title").text == title
     assert (notice.pre.text if notice.pre else None) == message
     assert "assert p > 0.5" in page.select_one("article").text
+    assert page.h1.text.startswith("Coins") and "An Exception was encountered" not in page.text
     assert not page.select("figure.repro-figure, .chapter-card, .cell_output")
     if message:
         after = page.select_one(".run-stopped").find_next("div", class_="cell")
@@ -198,7 +199,7 @@ def test_refuses_an_unlisted_chapter(build, copied_checkout, tmp_path):
 
 def test_refuses_two_works_under_one_key(build, copied_checkout, tmp_path):
     (copied_checkout.root / "notebooks/killed_coin/references.bib").write_text("@misc{coin, title={Other}}\n")
-    refused(build, copied_checkout, tmp_path / "out", "bibliography key 'coin' differs")
+    refused(build, copied_checkout, tmp_path / "out", "bibliography key 'coin' has two titles")
 
 
 def test_refuses_a_missing_runs_folder_and_a_foreign_output_folder(build, fixture_checkout, tmp_path):
