@@ -1,0 +1,223 @@
+"""Batched sampling from a language model: prompts share a prefix, samples share their prompt.
+
+A prompt's keys and values do not depend on the sample that follows, so they are computed once and repeated over the
+samples. Finished samples leave the batch. Every sample has its own uniform numbers, drawn before the work is cut into
+batches, so that batch sizes do not change what is sampled (up to rounding of the logits).
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from helpers.activations import capture
+from helpers.models import LanguageModel
+from helpers.sampling import sample_tokens, stopped
+
+Prompt = str | Sequence[int]
+Rows = list[list[torch.Tensor]]
+
+
+@dataclass
+class Generations:
+    """What was generated; lists are indexed `[prompt][sample]`, tensors are on the CPU, one entry per token.
+
+    Attributes:
+        token_ids: the generated tokens, an end token included.
+        texts: without special tokens, cut before a stop string.
+        logprobs: under the model itself (temperature 1, no truncation), in nats; a token that was forced counts 0.
+        log_partition: logsumexp of the logits from which each token was drawn.
+        hidden: by module name, `(tokens, d)` per sample, or `(1, d)` when only the last token was asked for.
+    """
+
+    token_ids: Rows
+    texts: list[list[str]]
+    logprobs: Rows
+    log_partition: Rows
+    hidden: dict[str, Rows] = field(default_factory=dict)
+
+
+@dataclass
+class _Settings:
+    """The options of one call of `generate`, as its batches need them."""
+
+    max_new_tokens: int
+    temperatures: torch.Tensor  # (samples,)
+    top_p: float
+    top_k: int
+    stop: tuple[str, ...]
+    force_eos: bool
+    modules: list[str]
+    hidden_last_only: bool
+
+
+@torch.inference_mode()
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    n_samples: int = 1,
+    temperature: float | Sequence[float] = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    generator: torch.Generator | None = None,
+    stop: Sequence[str] = (),
+    force_eos: bool = False,
+    hidden_layers: Sequence[int | str] = (),
+    hidden_last_only: bool = False,
+    prefix: str = "",
+    max_rows: int = 256,
+    progress: str = "",
+) -> Generations:
+    """Continue every prompt `n_samples` times.
+
+    Args:
+        lm: model and tokenizer; any decoder of transformers with a key/value cache.
+        prompts: texts, or token ids (for prompts that a chat template made).
+        max_new_tokens: at most so many tokens per sample, the end token included.
+        n_samples: continuations per prompt.
+        temperature: one number, or one per sample: `[0.0] + [1.0] * 20` is a greedy answer and twenty samples.
+        top_p: truncation, see `sample_tokens`.
+        top_k: truncation, see `sample_tokens`.
+        generator: CPU generator of the uniform numbers; needed unless everything is greedy.
+        stop: a sample ends when its text contains one of these.
+        force_eos: the last token of every sample becomes the end token, whatever ended it, so that each sample has a
+            hidden state at an end token.
+        hidden_layers: decoder blocks (int: the residual stream after it) or modules (name), such as
+            `model.layers.14.mlp`, whose outputs at the generated tokens are kept.
+        hidden_last_only: keep them at the last token of a sample only.
+        prefix: text before every prompt (worked examples), computed once; prompts are then encoded on their own.
+        max_rows: at most so many samples side by side; bounds memory.
+        progress: title of a progress bar over batches; none by default.
+
+    Raises:
+        ValueError: no prompts, an empty one, one that does not fit the context, or a missing generator.
+    """
+    values = [float(temperature)] * n_samples if isinstance(temperature, int | float) else list(temperature)
+    if len(values) != n_samples:
+        raise ValueError(f"{len(values)} temperatures for {n_samples} samples")
+    if generator is None and max(values) > 0:
+        raise ValueError("sampling needs a generator")
+    head, ids = _encode(lm, prompts, prefix, max_new_tokens)
+    modules = [f"model.layers.{layer}" if isinstance(layer, int) else layer for layer in hidden_layers]
+    settings = _Settings(
+        max_new_tokens, torch.tensor(values), top_p, top_k, tuple(stop), force_eos, modules, hidden_last_only
+    )
+    uniform = torch.rand(len(ids), n_samples, max_new_tokens, generator=generator)
+    shared = None  # the cache of the prefix
+    if head:
+        shared = lm.model(torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths side by side
+    per_batch = max(1, max_rows // n_samples)
+    rows: list[list[dict[str, Any]]] = [[] for _ in ids]
+    for start in tqdm(range(0, len(order), per_batch), desc=progress, disable=not progress):
+        chosen = order[start : start + per_batch]
+        batch = _run_batch(lm, [ids[i] for i in chosen], uniform[chosen].flatten(0, 1), shared, len(head), settings)
+        for position, i in enumerate(chosen):
+            rows[i] = batch[position * n_samples : (position + 1) * n_samples]
+
+    def column(name: str) -> list[list[Any]]:
+        return [[row[name] for row in samples] for samples in rows]
+
+    return Generations(*map(column, ("ids", "text", "logprobs", "log_partition")), {m: column(m) for m in modules})
+
+
+def _encode(
+    lm: LanguageModel, prompts: Sequence[Prompt], prefix: str, max_new_tokens: int
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of the prefix and of the prompts."""
+    if not len(prompts):
+        raise ValueError("no prompts")
+    head = list(lm.tokenizer(prefix).input_ids) if prefix else []
+    ids = [list(lm.tokenizer(p, add_special_tokens=not prefix).input_ids if isinstance(p, str) else p) for p in prompts]
+    context = getattr(lm.model.config, "max_position_embeddings", None) or 10**9
+    for tokens in ids:
+        if not tokens:
+            raise ValueError("empty prompt")
+        if (need := len(head) + len(tokens) + max_new_tokens) > context:
+            start = lm.tokenizer.decode(tokens[:12])
+            raise ValueError(f"the prompt {start!r}... needs {need} tokens with prefix and answer, not {context}")
+    return head, ids
+
+
+def _prefill(lm: LanguageModel, ids: list[list[int]], shared: Any, n_head: int) -> tuple[torch.Tensor, Any, Any]:
+    """Run the prompts once, padded on the left: next-token logits `(n, vocab)`, mask `(n, seq)`, cache."""
+    width = max(map(len, ids))
+    tokens = torch.zeros(len(ids), width, dtype=torch.long)
+    mask = torch.zeros(len(ids), n_head + width, dtype=torch.long)
+    mask[:, :n_head] = 1
+    for row, prompt in enumerate(ids):
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, n_head + width - len(prompt) :] = 1
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, n_head:]
+    cache = copy.deepcopy(shared)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(ids))
+    tokens, mask, positions = tokens.to(lm.device), mask.to(lm.device), positions.to(lm.device)
+    inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    out = lm.model(tokens, **inputs, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1].float(), mask, out.past_key_values
+
+
+def _run_batch(
+    lm: LanguageModel, ids: list[list[int]], uniform: torch.Tensor, shared: Any, n_head: int, settings: _Settings
+) -> list[dict[str, Any]]:
+    """Sample for a batch of prompts; one result per row, rows ordered by prompt, then sample."""
+    eos, device, steps = lm.tokenizer.eos_token_id, lm.device, settings.max_new_tokens
+    k = len(settings.temperatures)
+    logits, mask, cache = _prefill(lm, ids, shared, n_head)
+    if k > 1:
+        cache.batch_repeat_interleave(k)
+    logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
+    temperature, uniform = settings.temperatures.repeat(len(ids)).to(device), uniform.to(device)
+    live = torch.arange(len(ids) * k, device=device)  # rows that are still in the batch
+    tokens = torch.full((len(live), steps), eos, device=device)
+    logprobs, partitions = (torch.zeros(len(live), steps, device=device) for _ in range(2))
+    lengths, hidden = torch.zeros_like(live), {}
+    for step in range(steps):
+        token = sample_tokens(logits, uniform[live, step], temperature[live], settings.top_k, settings.top_p)
+        partition = logits.logsumexp(-1)
+        logprob = logits.gather(1, token[:, None])[:, 0] - partition
+        tokens[live, step] = token
+        done = (token == eos) | stopped(lm.tokenizer, tokens[live, : step + 1], settings.stop) | (step == steps - 1)
+        if settings.force_eos:
+            logprob = logprob.masked_fill(done & (token != eos), 0.0)
+            token = torch.where(done, eos, token)
+            tokens[live, step] = token
+        logprobs[live, step], partitions[live, step], lengths[live] = logprob, partition, step + 1
+        if bool(done.all()) and not settings.modules:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
+        with capture(lm.model, settings.modules) as states:
+            out = lm.model(token[:, None], **inputs, use_cache=True)
+        for name, (state,) in states.items():
+            shape = (len(tokens), 1 if settings.hidden_last_only else steps, state.shape[-1])
+            kept = hidden.setdefault(name, torch.zeros(shape, device=device))
+            kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].float()
+        if bool(done.all()):
+            break
+        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        if bool(done.any()):
+            keep = (~done).nonzero()[:, 0]
+            cache.batch_select_indices(keep)
+            live, logits, mask = live[keep], logits[keep], mask[keep]
+    columns = {"logprobs": logprobs, "log_partition": partitions, **hidden}
+    return _split(lm.tokenizer, tokens, lengths, columns, settings.stop)
+
+
+def _split(
+    tokenizer: Any, tokens: torch.Tensor, lengths: torch.Tensor, columns: dict[str, torch.Tensor], stop: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Cut the padded results of a batch into one dict per row, on the CPU."""
+    tokens, columns, rows = tokens.cpu(), {name: values.cpu() for name, values in columns.items()}, []
+    for row, length in enumerate(lengths.tolist()):
+        text = tokenizer.decode(tokens[row, :length], skip_special_tokens=True)
+        for end in stop:
+            text = text.split(end)[0]
+        cut = {name: values[row, : min(length, values.shape[1])].clone() for name, values in columns.items()}
+        rows.append({"ids": tokens[row, :length].clone(), "text": text, **cut})
+    return rows
