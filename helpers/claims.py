@@ -115,7 +115,7 @@ def _cell(outcome: dict | None) -> str:
     numbers = " ".join(
         [format_number(outcome["value"]), f"[{format_number(outcome['low'])}, {format_number(outcome['high'])}]"]
     )
-    return f"<td>{chip(outcome['verdict'])}<br><small>{numbers}, n = {outcome['n']}</small></td>"
+    return f"<td>{chip(outcome['verdict'])}<br><small>{numbers}, n&nbsp;=&nbsp;{outcome['n']}</small></td>"
 
 
 def claims_table(claims: dict[str, Claim], columns: dict[str, dict[str, dict]]) -> str:

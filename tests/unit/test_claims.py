@@ -83,5 +83,7 @@ def test_the_table_escapes_text_and_shows_every_state(tmp_path):
         claims, {"this run": {"C1": outcome, "C2": {"verdict": "not testable here", "reason": "a & b"}}}
     )
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
-    assert "verdict-reproduced" in page and "verdict-not-testable" in page and "0.512 [0.4, 0.6], n = 7" in page
+    assert (
+        "verdict-reproduced" in page and "verdict-not-testable" in page and "0.512 [0.4, 0.6], n&nbsp;=&nbsp;7" in page
+    )
     assert "not run" in claims_table(claims, {"full": {}})
