@@ -14,10 +14,13 @@ from helpers.models import packaged
 from tests.lift import lift, sabotage
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
-NAMES = """inner_loop Rule source_loss target_loss outer_loss plain_outer_loss released_loss MLP CNN BatchEncoder GeneEncoder
-    NETWORKS METHODS batches take fresh Settings source_batches train fit scores auroc make_series make_task standardise
-    stack_tasks t_statistics agreement read_series read_geo common_genes stratified_folds subset FoldRuns gain_draws
-    from_draws top_overlap attributions spoil""".split()
+NAMES = (
+    *("inner_loop", "Rule", "source_loss", "target_loss", "outer_loss", "plain_outer_loss", "released_loss"),
+    *("MLP", "CNN", "BatchEncoder", "GeneEncoder", "NETWORKS", "METHODS", "Settings", "batches", "take", "fresh"),
+    *("source_batches", "train", "fit", "scores", "auroc", "make_series", "make_task", "standardise", "stack_tasks"),
+    *("t_statistics", "agreement", "read_series", "read_geo", "common_genes", "stratified_folds", "subset"),
+    *("FoldRuns", "gain_draws", "from_draws", "top_overlap", "attributions"),
+)
 
 
 class FakeRun:
@@ -52,7 +55,9 @@ def tiny(nb):
 def test_fast_inner_loop_equals_the_textbook(nb, tiny, steps, second_order):
     net, params, target, sources = tiny
     rule = nb.Rule(steps, 0.1, second_order)
-    fast, plain = (grad(partial(f, net))(params, target, sources, 0.3, rule) for f in (nb.outer_loss, nb.plain_outer_loss))
+    fast, plain = (
+        grad(partial(f, net))(params, target, sources, 0.3, rule) for f in (nb.outer_loss, nb.plain_outer_loss)
+    )
     for name in params:
         torch.testing.assert_close(fast[name], plain[name], atol=1e-5, rtol=1e-4)
 
@@ -110,7 +115,9 @@ def test_released_loss_ignores_the_sources(nb, tiny, weight):
 
 @pytest.mark.parametrize("network", ["MLP", "CNN", "transformer (batch)", "transformer (genes)"])
 def test_second_order_training_runs_for_every_network(nb, network):
-    target, test, sources = nb.stack_tasks([nb.make_task(0.5, 8, np.random.default_rng(s), 6, 20) for s in range(2)], "cpu")
+    target, test, sources = nb.stack_tasks(
+        [nb.make_task(0.5, 8, np.random.default_rng(s), 6, 20) for s in range(2)], "cpu"
+    )
     settings = nb.Settings(8, 4, 1, 10, 1e-2, 0.5)
     for method in nb.METHODS:
         net, params = nb.fit(method, target, sources, settings, "s", nb.Rule(2, 0.1), network)
@@ -153,7 +160,9 @@ def test_generated_effects_agree_as_asked(nb):
     W, shared = 0.4 * rng.normal(size=(4000, 12)), rng.normal(size=4000) * (rng.random(4000) < 0.15)
     shared /= np.linalg.norm(shared)
     for rho in (-0.6, 0.0, 0.9):
-        (a, ya), (b, yb) = (nb.make_series(400, r, W, shared, np.random.default_rng(s)) for s, r in ((1, abs(rho)), (2, rho)))
+        (a, ya), (b, yb) = (
+            nb.make_series(400, r, W, shared, np.random.default_rng(s)) for s, r in ((1, abs(rho)), (2, rho))
+        )
         found = nb.agreement((a, ya), [(b, yb)])
         assert abs(found) < 0.1 if rho == 0 else np.sign(found) == np.sign(rho) and abs(found) < abs(rho) + 0.1
 
@@ -273,11 +282,15 @@ def soft(path, tissues, probes=4):
     return path
 
 
-@pytest.mark.skipif(importlib.util.find_spec("GEOparse") is None, reason="GEOparse comes with the extra for the full preset")
+@pytest.mark.skipif(
+    importlib.util.find_spec("GEOparse") is None, reason="GEOparse comes with the extra for the full preset"
+)
 def test_geo_series_from_a_soft_file(nb, tmp_path):
     from GEOparse import get_GEO
 
-    geo = get_GEO(filepath=str(soft(tmp_path / "GSE1_family.soft", ["Lung tumor", "adjacent normal lung"])), silent=True)
+    geo = get_GEO(
+        filepath=str(soft(tmp_path / "GSE1_family.soft", ["Lung tumor", "adjacent normal lung"])), silent=True
+    )
     values, y = nb.read_geo(geo)
     assert y.tolist() == [1, 0]
     assert np.allclose(values.to_numpy(), [[8] * 4, [9] * 4])  # log2 of 256 and 512
