@@ -15,7 +15,7 @@ from tests.lift import lift, sabotage
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
 NAMES = (
-    *("inner_loop", "Rule", "source_loss", "target_loss", "outer_loss", "plain_outer_loss", "released_loss"),
+    *("inner_loop", "Rule", "source_losses", "target_loss", "outer_loss", "plain_outer_loss", "released_loss"),
     *("MLP", "CNN", "BatchEncoder", "GeneEncoder", "NETWORKS", "METHODS", "Settings", "batches", "take", "fresh"),
     *("source_batches", "train", "fit", "scores", "auroc", "make_series", "make_task", "standardise", "stack_tasks"),
     *("t_statistics", "agreement", "read_series", "read_geo", "common_genes", "stratified_folds", "subset"),
@@ -65,7 +65,7 @@ def test_fast_inner_loop_equals_the_textbook(nb, tiny, steps, second_order):
 def test_first_order_equals_autograd_at_the_adapted_weights(nb, tiny):
     """FOMAML by hand: ordinary autograd on an adapted copy of the module."""
     net, params, _, (xs, ys) = tiny
-    found = grad(lambda p: nb.source_loss(net, p, xs[0], ys[0], nb.Rule(1, 0.2, False)))(params)
+    found = grad(lambda p: nb.source_losses(net, p, xs[:1], ys[:1], nb.Rule(1, 0.2, False))[0])(params)
     copy = nb.MLP(20, 6)
     copy.load_state_dict(params)
     loss = nn.BCEWithLogitsLoss()
@@ -98,7 +98,7 @@ def test_anil_moves_the_head_only(nb, tiny):
 
     move = lambda name, g: g if name.startswith("head") else torch.zeros_like(g)  # noqa: E731
     moved = nb.inner_loop(loss, params, 0.5, 1, move=move)
-    by_rule = nb.source_loss(net, params, xs[0], ys[0], nb.Rule(1, 0.5, True, head_only=True))
+    by_rule = nb.source_losses(net, params, xs[:1], ys[:1], nb.Rule(1, 0.5, True, head_only=True))[0]
     torch.testing.assert_close(by_rule, nb.target_loss(net, moved, xs[0], ys[0]))
     assert {name for name in params if not torch.equal(params[name], moved[name])} == {"head.weight", "head.bias"}
 
@@ -143,7 +143,7 @@ def test_stacked_training_equals_single_trainings(nb):
 def test_an_inner_step_of_its_own_for_each_run(nb, tiny):
     net, params, _, (xs, ys) = tiny
     etas = torch.tensor([0.0, 0.3])
-    loss = lambda e: nb.source_loss(net, params, xs[0], ys[0], nb.Rule(1, e))  # noqa: E731
+    loss = lambda e: nb.source_losses(net, params, xs[:1], ys[:1], nb.Rule(1, e))[0]  # noqa: E731
     torch.testing.assert_close(vmap(loss)(etas), torch.stack([loss(0.0), loss(0.3)]))
 
 
