@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCKS := requirements.lock requirements-models.lock pyproject.toml
 INSTALLED := .venv/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
 STAGED := $(CURDIR)/_build/staged
-ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+ONE_THREAD := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 .DELETE_ON_ERROR:
 .PHONY: book public calibrate test lint test-units test-notebooks test-book chromium clean
