@@ -114,7 +114,7 @@ def test_safety_is_pooled_by_record_and_domains_count_equally(scoring):
     domains = scoring.pooled(["chat", "safety-refuse", "safety-refuse", "safety-refuse", "safety-response"])
     assert domains.tolist() == ["chat"] + ["safety"] * 4
     values = np.array([10.0, 100, 100, 100, 0])
-    estimate = scoring.macro(values, domains, np.random.default_rng(0))
+    estimate = scoring.macro(values[None], domains, np.random.default_rng(0))
     assert estimate.value == pytest.approx((10 + 75) / 2) and estimate.n == 5
     assert estimate.low < estimate.value < estimate.high
 
