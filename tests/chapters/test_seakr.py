@@ -1,0 +1,289 @@
+"""SeaKR: the estimator against plain loops, the loop's edge cases, and a broken method that the gate must notice."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.models import LanguageModel
+from tests.lift import lift, sabotage
+
+NOTEBOOK = "notebooks/seakr/seakr.ipynb"
+NAMES = [
+    *["eigen_score", "floor_of_u", "inside_score", "mean_logprob", "baselines", "Settings", "Thoughts", "think", "fit"],
+    *[
+        "make_query",
+        "WORD",
+        "DROPPED",
+        "BM25",
+        "exact_match",
+        "f1_score",
+        "extract_answer",
+        "SimpleFlow",
+        "simple_flow",
+    ],
+    *["policy", "Chain", "look_up", "advance", "answer_from", "reason", "multi_hop", "auroc", "mean_auroc", "write_qa"],
+    "calibrate_delta",
+]
+WORDS = [
+    "<pad>",
+    "<eos>",
+    "Context:",
+    "Question:",
+    "Answer:",
+    "answer",
+    "is",
+    "So",
+    "the",
+    "unknown",
+    ".",
+    *"abcdefgh",
+    "x1",
+    "x2",
+    "x3",
+]
+
+
+@pytest.fixture(scope="module")
+def nb() -> SimpleNamespace:
+    return lift(NOTEBOOK, NAMES)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    core = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        **sizes,
+        max_position_embeddings=96,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    return LanguageModel(LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "tiny", "test")
+
+
+@pytest.fixture
+def settings(nb):
+    def write(question, notes, steps):
+        return " ".join(["Context:", *notes, "Question:", question, "Answer:", *[f"{s} ." for s in steps]])
+
+    return nb.Settings(
+        write, "model.layers.0.mlp", k=5, step_stop=(" .",), step_tokens=6, answer_stop=(), answer_tokens=8, max_steps=3
+    )
+
+
+def gen(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_u_equals_a_float64_loop(nb):
+    states = torch.randn(7, 20, 48, generator=gen()) * torch.logspace(-2, 2, 7)[:, None, None]
+    got = nb.eigen_score(states, 1e-3)
+    for vectors, u in zip(states.double().numpy(), got, strict=True):
+        gram = np.empty((20, 20))
+        for i in range(20):
+            for j in range(20):
+                gram[i, j] = np.sum((vectors[i] - vectors[i].mean()) * (vectors[j] - vectors[j].mean()))
+        expected = np.log(np.linalg.eigvalsh(gram + 1e-3 * np.eye(20))).sum() / 20
+        assert abs(expected - u.item()) < 1e-4
+
+
+def test_u_in_closed_form(nb):
+    one = torch.randn(1, 1, 48, generator=gen())
+    length = (one - one.mean()).norm().item()
+    assert nb.eigen_score(one.expand(1, 20, 48)).item() == pytest.approx(nb.floor_of_u(length), abs=1e-4)
+    basis = torch.linalg.qr(torch.cat([torch.ones(48, 1), torch.randn(48, 6, generator=gen())], 1)).Q[:, 1:].T
+    assert nb.eigen_score(2 * basis[None], 1e-3).item() == pytest.approx(math.log(4.001), abs=1e-5)
+
+
+def test_u_is_centred_over_features_not_over_samples(nb):
+    states = torch.randn(1, 6, 48, generator=gen())
+    shifted_features = states + torch.randn(1, 6, 1, generator=gen())  # every vector by its own constant
+    shifted_samples = states + 3 * torch.randn(1, 1, 48, generator=gen())  # all vectors by one vector
+    torch.testing.assert_close(nb.eigen_score(states), nb.eigen_score(shifted_features), atol=1e-6, rtol=0)
+    assert abs(nb.eigen_score(states) - nb.eigen_score(shifted_samples)).item() > 0.1
+
+
+def test_empty_samples(nb):
+    states = torch.randn(3, 6, 16, generator=gen())
+    filled = torch.tensor([[True] * 6, [True, False] * 3, [False] * 6])
+    got = nb.eigen_score(states, 1e-3, filled)
+    torch.testing.assert_close(got[1:2], nb.eigen_score(states[1:2, ::2], 1e-3))
+    assert got[2] == math.inf
+
+
+def test_inside_ranks_like_u(nb):
+    states = torch.randn(40, 8, 32, generator=gen()) * torch.rand(40, 1, 1, generator=gen())
+    assert (nb.inside_score(states).argsort() == nb.eigen_score(states, 31e-3).argsort()).all()
+
+
+@torch.inference_mode()
+def test_think_reads_the_mlp_at_the_end_token(nb, lm, settings):
+    contexts = ["Question: a b Answer:", "Question: c Answer:"]
+    got = nb.think(lm, contexts, settings, gen(), (), 6)
+    assert got.states[settings.layer].shape == (2, 5, 32)
+    # the same vectors from full forward passes over context + sample, without cache or batch
+    from helpers.generation import generate
+
+    out = generate(lm, contexts, 6, 6, [0.0] + [1.0] * 5, 0.9, 50, gen(), force_eos=True)
+    for i, context in enumerate(contexts):
+        vectors = []
+        for tokens in out.token_ids[i][1:]:
+            ids = torch.cat([lm.tokenizer(context, return_tensors="pt").input_ids[0], tokens])[None]
+            kept = []
+            handle = lm.model.model.layers[0].mlp.register_forward_hook(
+                lambda m, a, o, kept=kept: kept.append(o[0, -1])
+            )
+            lm.model(ids)
+            handle.remove()
+            assert ids[0, -1] == lm.tokenizer.eos_token_id
+            vectors.append(kept[0])
+        plain = nb.eigen_score(torch.stack(vectors)[None], filled=got.filled[i : i + 1])
+        assert abs(plain.item() - got.scores["U"][i]) < 1e-4
+
+
+def test_baselines_by_hand(nb):
+    out = SimpleNamespace(
+        logprobs=[[torch.log(torch.tensor([0.5, 0.25, 1.0])), torch.log(torch.tensor([0.5, 1.0])), torch.zeros(1)]],
+        log_partition=[[torch.tensor([2.0, 4.0, 9.0])]],
+    )
+    got = nb.baselines(out)
+    assert got["perplexity"][0] == pytest.approx(math.sqrt(8))
+    assert got["mean perplexity"][0] == pytest.approx(2.0)  # the empty sample does not count
+    assert got["entropy"][0] == pytest.approx(math.log(2))
+    assert got["energy"][0] == pytest.approx(-3.0)
+    silent = SimpleNamespace(logprobs=[[torch.zeros(1)] * 3], log_partition=[[torch.tensor([2.0])]])
+    assert np.isinf(nb.baselines(silent)["perplexity"][0]) and np.isinf(nb.baselines(silent)["entropy"][0])
+
+
+def test_squad_scores(nb):
+    assert nb.exact_match("the  Cat.", ["cat"]) == 1 and nb.exact_match("cats", ["cat"]) == 0
+    assert nb.exact_match(None, ["a"]) == 0 and nb.f1_score(None, ["x"]) == 0 and nb.f1_score("", [""]) == 0
+    assert nb.f1_score("red big cat", ["big cat", "dog"]) == pytest.approx(0.8)
+    assert nb.f1_score("no", ["yes"]) == 0 and nb.f1_score("yes", ["Yes"]) == 1
+    assert nb.extract_answer("so the Answer is: New York, USA.") == "New York"
+    assert nb.extract_answer("the answer is .") is None
+
+
+def test_query_keeps_sure_words_and_words_of_the_question(nb, lm):
+    ids = torch.tensor([*lm.tokenizer("a x1 x2 is x3").input_ids, 1])
+    logprobs = torch.log(torch.tensor([0.99, 0.2, 0.95, 0.99, 0.3, 1.0]))
+    assert nb.make_query(lm.tokenizer, "where is x1", ids, logprobs) == "x1 x2"
+    assert nb.make_query(lm.tokenizer, "where is x1", ids, logprobs, previous="x3") == "x1 x2 x3"
+    nothing = nb.make_query(lm.tokenizer, "where was x9 born", torch.tensor([1]), torch.zeros(1))
+    assert nothing == "x9 born"
+    assert nb.make_query(lm.tokenizer, "where is the", torch.tensor([1]), torch.zeros(1)) == ""
+
+
+def test_search_without_a_match_is_empty(nb):
+    search = nb.BM25(["alpha beta", "gamma delta"])
+    assert search("omega", 3) == [] and search("", 3) == []
+    assert search("gamma", 3) == ["gamma delta"]
+
+
+def test_simple_flow_without_any_passage_keeps_the_closed_book_answer(nb, lm, settings):
+    flow = nb.simple_flow(lm, ["a b", "c"], lambda q, n: [], settings, gen(), lambda i, t: float(i))
+    assert np.isnan(flow.read_value).all() and np.isinf(flow.read_u).all()
+    assert nb.policy(flow, True).tolist() == [0.0, 1.0]
+
+
+def test_policy_takes_argmin_u_or_the_first_hit(nb):
+    flow = nb.SimpleFlow(
+        None, np.array([0.0, 1.0]), np.array([[0.0, 1.0], [0.0, np.nan]]), np.array([[2.0, 1.0], [0.0, np.inf]])
+    )
+    assert nb.policy(flow, True).tolist() == [1.0, 0.0]
+    assert nb.policy(flow, True, rerank=False).tolist() == [0.0, 0.0]
+    assert nb.policy(flow, np.array([True, False])).tolist() == [1.0, 1.0]
+    assert nb.policy(flow, False).tolist() == [0.0, 1.0]
+
+
+def test_calibrated_delta_is_the_best_on_dev(nb):
+    direct = SimpleNamespace(scores={"U": np.array([0.0, 1.0, 2.0, 3.0])})
+    flow = nb.SimpleFlow(
+        direct, np.array([1.0, 1.0, 0.0, 0.0]), np.array([[0.0], [0.0], [1.0], [1.0]]), np.zeros((4, 1))
+    )
+    delta = nb.calibrate_delta(flow, np.ones(4, bool))
+    assert 1.0 <= delta < 2.0 and nb.policy(flow, direct.scores["U"] > delta).mean() == 1.0
+
+
+def test_loop_ends_without_a_matching_passage(nb, lm, settings):
+    always = {"trigger": "always"}
+    chains, answers = nb.multi_hop(lm, ["a b", "c d"], nb.BM25(["zz yy"]), settings, gen(), **always)
+    assert all(not c.open and not c.knowledge and len(c.rationales) <= 1 for c in chains)
+    assert list(answers.columns) == ["rationales", "knowledge", "u_r", "u_k", "final"] and len(answers) == 2
+
+
+def test_loop_keeps_one_passage_per_search_and_ends(nb, lm, settings):
+    search = nb.BM25(["a x1", "a x2", "b x3", "a b", "c b"])
+    chains, _ = nb.multi_hop(lm, ["a b"], search, settings, gen(), trigger="always")
+    (chain,) = chains
+    assert len(chain.knowledge) == chain.searches <= settings.max_steps
+    assert len(set(chain.knowledge)) == len(chain.knowledge)
+    assert len(chain.rationales) <= settings.max_steps
+
+
+def test_a_repeated_query_or_full_knowledge_finds_nothing(nb, settings):
+    chain, search = nb.Chain("a"), lambda query, n: ["p1", "p2"]
+    assert nb.look_up(chain, "x", search, settings) == ["p1", "p2"]
+    assert nb.look_up(chain, "x", search, settings) == [] and nb.look_up(chain, "", search, settings) == []
+    full = nb.Chain("a", knowledge=["p1", "q", "r", "s", "t"])
+    assert nb.look_up(full, "x", search, settings) == []
+    assert nb.look_up(nb.Chain("a", knowledge=["p1"]), "x", search, settings) == ["p2"]
+
+
+def test_empty_generation_fails_the_step_and_never_wins_a_rerank(nb, settings, lm):
+    """A model that always ends at once: no text anywhere, U infinite, the loop searches and stops."""
+
+    def silent(lm, contexts, s, generator, stop=(), max_new_tokens=1, layers=()):
+        n = len(contexts)
+        return nb.Thoughts(
+            [""] * n, {"U": np.full(n, np.inf)}, [torch.tensor([1])] * n, [torch.zeros(1)] * n, {}, torch.zeros(n, s.k)
+        )
+
+    quiet = lift(NOTEBOOK, NAMES, {"think": silent})
+    chains = [quiet.Chain("a x1")]
+    quiet.advance(lm, chains, nb.BM25(["a x1", "a x2"]), settings, gen())
+    assert chains[0].searches == 1 and not chains[0].open and chains[0].rationales == []
+    answers = quiet.reason(lm, chains, settings, gen())
+    assert len(answers) == 1
+
+
+def test_question_longer_than_the_context(nb, lm, settings):
+    notes = ["a " * 30, "b " * 30, "c " * 30]
+    context = nb.fit(lm, settings, "d", notes, [], 8)
+    assert notes[0] not in context and notes[2] in context  # the oldest passage goes first
+    with pytest.raises(ValueError, match="does not fit"):
+        nb.fit(lm, settings, "d " * 200, [], [], 8)
+
+
+def test_unknown_or_missing_answers_lose(nb, lm, settings):
+    def fixed(lm, chains, notes, s, generator):
+        return (["unknown"], np.array([-9.0])) if notes == [["fact"]] else (["right"], np.array([5.0]))
+
+    judge = lift(NOTEBOOK, NAMES, {"answer_from": fixed})
+    chain = judge.Chain("q", knowledge=["k"], rationales=["fact", "so the answer is unknown"])
+    assert judge.reason(lm, [chain], settings, gen()).final.tolist() == ["right"]
+
+
+def test_auroc(nb):
+    assert nb.auroc(np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 1])) == 1
+    assert math.isnan(nb.auroc(np.array([1.0, 2]), np.array([1, 1])))
+    rows = np.array([[1, 0, 0], [2, 1, 0], [1, 1, 1], [2, 0, 1]], float)
+    assert nb.mean_auroc(rows) == 0.5  # 1 in one group, 0 in the other
+
+
+@pytest.mark.sabotage
+def test_gate_notices_states_of_the_wrong_question():
+    old = '"U": eigen_score(states[s.layer], s.alpha, filled).numpy()'
+    new = '"U": eigen_score(states[s.layer].flip(0), s.alpha, filled.flip(0)).numpy()'
+    assert sabotage("seakr", {old: new}).startswith("RegressionError")
