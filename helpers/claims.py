@@ -2,12 +2,14 @@
 
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from helpers.paths import read_yaml
-from helpers.stats import Estimate
+
+if TYPE_CHECKING:
+    from helpers.stats import Estimate
 
 Verdict = Literal["reproduced", "contradicted", "inconclusive", "not testable here"]
 PRESETS = ("reduced", "public", "full")
@@ -45,7 +47,7 @@ class Claim(BaseModel):
             raise ValueError(f"why_not: a reason is needed for the presets {', '.join(missing)}")
         return self
 
-    def verdict(self, estimate: Estimate) -> Verdict:
+    def verdict(self, estimate: "Estimate") -> Verdict:
         """Return the verdict for an estimate: the whole interval decides, not the point."""
         if self.direction == "equivalent":
             low, high = self.threshold - self.margin, self.threshold + self.margin
