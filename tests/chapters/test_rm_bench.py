@@ -232,6 +232,20 @@ def test_programs_are_judged_by_running_them(builder):
     assert not builder.passes("def square(x):\n    while True: pass", problem, "", timeout=0.5)
 
 
+@pytest.mark.parametrize("source", ["question_items", "summary_items", "statement_items", "math_items", "safety_items"])
+def test_every_item_of_every_source_is_a_fair_pair(builder, source):
+    """Any seed may draw any item, so all of them must differ in substance and agree in style."""
+    items = getattr(lift(NOTEBOOK, [source]), source)(np.random.default_rng(0))
+    assert len(items) > 50 and len({item["id"] for item in items}) == len(items)
+    for item in items:
+        assert not set(item["chosen"]) & set(item["rejected"]), item["id"]
+        counts = [[builder.markdown_count(text) for text in item[side]] for side in ("chosen", "rejected")]
+        assert counts[0] == counts[1], item["id"]
+        for concise, plain, marked in (item["chosen"], item["rejected"]):
+            assert builder.without_marks(plain) == builder.without_marks(marked), item["id"]
+            assert len(concise) < len(plain) < len(marked), item["id"]
+
+
 @pytest.mark.slow
 def test_the_benchmark_is_valid_and_disjoint_from_training(builder):
     bench, training = builder.build(np.random.default_rng(5), 6, 24)
