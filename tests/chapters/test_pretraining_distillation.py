@@ -468,6 +468,7 @@ def test_full_path_learns_from_a_real_teacher():
 
 
 @pytest.mark.sabotage
+@pytest.mark.skipif(not Path("notebooks/pretraining_distillation/expected.yaml").exists(), reason="not calibrated yet")
 def test_gate_goes_red_when_the_teacher_is_read_at_the_wrong_text():
     """Every student gets the teacher's predictions for another block of text."""
     right = 'if design.store == "shuffled" else (design.store, 0)'

@@ -1,6 +1,7 @@
 """SeaKR: the estimator against plain loops, the loop's edge cases, and a broken method that the gate must notice."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -283,6 +284,7 @@ def test_auroc(nb):
 
 
 @pytest.mark.sabotage
+@pytest.mark.skipif(not Path("notebooks/seakr/expected.yaml").exists(), reason="not calibrated yet")
 def test_gate_notices_states_of_the_wrong_question():
     old = '"U": eigen_score(states[s.layer], s.alpha, filled).numpy()'
     new = '"U": eigen_score(states[s.layer].flip(0), s.alpha, filled.flip(0)).numpy()'
