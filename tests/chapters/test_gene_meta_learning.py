@@ -19,7 +19,8 @@ NAMES = (
     *("MLP", "CNN", "BatchEncoder", "GeneEncoder", "NETWORKS", "METHODS", "Settings", "batches", "take", "fresh"),
     *("source_batches", "train", "fit", "scores", "auroc", "make_series", "make_task", "standardise", "stack_tasks"),
     *("t_statistics", "agreement", "read_series", "read_geo", "common_genes", "stratified_folds", "subset"),
-    *("FoldRuns", "gain_draws", "from_draws", "top_overlap", "attributions"),
+    *("PAPER", "RELEASED", "INNER", "PLAIN", "FoldRuns", "fold_runs", "groups", "choose", "fit_chosen", "compare"),
+    *("gain_draws", "from_draws", "top_overlap", "attributions"),
 )
 
 
@@ -35,9 +36,12 @@ class FakeRun:
         return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
+CHOICES = {"epochs": 2, "batch_size": 8, "hidden": 6, "ETAS": [4e-4, 0.1]}
+
+
 @pytest.fixture(scope="module")
 def nb():
-    return lift(NOTEBOOK, NAMES, {"run": FakeRun(), "n_source": 24, "n_seeds": 2})
+    return lift(NOTEBOOK, NAMES, {"run": FakeRun(), "n_source": 24, "n_seeds": 2, "n_folds": 3} | CHOICES)
 
 
 @pytest.fixture
@@ -225,6 +229,19 @@ def test_single_class_folds(nb):
     folds = nb.stratified_folds(y, 8, np.random.default_rng(0))
     assert len({len(train) for train, _ in folds}) == 1 and all(y[test].sum() == 1 for _, test in folds)
     assert sorted(np.concatenate([test for _, test in folds])) == list(range(95))
+
+
+def test_comparison_on_small_series(nb):
+    """All methods, with the inner rule chosen in the fold: one finite score per patient and seed."""
+    rng = np.random.default_rng(0)
+    data = {n: (rng.normal(size=(24, 20)), (np.arange(24) % 2).astype(np.float32)) for n in ("a", "b", "c")}
+    found = nb.compare(data, "b")
+    assert list(found) == list(nb.METHODS)
+    assert all(score.shape == (2, 24) and np.isfinite(score).all() for score in found.values())
+    assert not np.allclose(found["MAML"], found["target-only"])
+    runs = nb.fold_runs(data, "b", 8)
+    assert runs.target[0].shape == (6, 8, 20)
+    assert torch.allclose(runs.target[0].mean(1), torch.zeros(6, 20), atol=1e-5)  # scaled by its own training patients
 
 
 def test_subset_keeps_both_classes(nb):
