@@ -12,7 +12,7 @@ import numpy as np
 import typer
 import yaml
 
-from helpers.paths import chapter_dir, read_record, read_yaml, write_atomically
+from helpers.paths import PACKAGE, chapter_dir, read_record, read_yaml, write_atomically
 
 K = 4  # tolerance in units of the spread over seeds
 RELATIVE_FLOAT_NOISE = 1e-6
@@ -91,13 +91,24 @@ def _expectation(measured: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run_seed(notebook: Path, seed: int, out: Path) -> dict[str, Any]:
-    """Execute the reduced preset with one seed and return its record."""
+    """Execute the reduced preset with one seed and return its record; one that is newer than its inputs is reused."""
+    if record := _finished(notebook, seed, out):
+        return record
     command = [sys.executable, "-m", "helpers.execute", str(notebook), "--preset", "reduced", "--seed", str(seed)]
     done = subprocess.run([*command, "--out", str(out), "--calibrate"], capture_output=True, text=True)
-    found = [r for p in out.rglob("*.json") if (r := read_record(p)) and r["parameters"]["seed"] == seed]
-    if done.returncode or not found:
+    record = _finished(notebook, seed, out)
+    if done.returncode or record is None:
         raise RuntimeError(f"seed {seed} failed: {done.stderr.strip()[-2000:]}")
-    return found[0]
+    return record
+
+
+def _finished(notebook: Path, seed: int, out: Path) -> dict[str, Any] | None:
+    """The record of this seed below `out`, unless notebook, YAML files or the package changed after it was written."""
+    inputs = [notebook, *notebook.parent.glob("*.yaml"), *PACKAGE.glob("*.py")]
+    changed = max(path.stat().st_mtime for path in inputs if path.name != "expected.yaml")
+    fresh = [path for path in out.rglob("*.json") if path.stat().st_mtime > changed]
+    records = [record for path in fresh if (record := read_record(path))]
+    return next((record for record in records if record["parameters"]["seed"] == seed), None)
 
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -125,7 +136,7 @@ def calibrate(
     paper: str,
     seeds: Annotated[str, typer.Option(help="comma-separated seeds, at least five")] = "0,1,2,3,4",
     jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
-    keep: Annotated[Path | None, typer.Option(help="keep the runs in this folder")] = None,
+    keep: Annotated[Path | None, typer.Option(help="keep the runs in this folder, and continue there")] = None,
 ) -> None:
     """Write `expected.yaml` of a chapter from runs of its reduced preset with several seeds."""
     folder = chapter_dir(paper)

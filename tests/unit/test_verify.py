@@ -1,10 +1,12 @@
 """The gate: what passes, what fails, and tolerances that must never be written."""
 
 import copy
+import json
+import os
 
 import pytest
 
-from helpers.verify import applies, compare, expectations
+from helpers.verify import _finished, applies, compare, expectations
 
 
 def record(seed: int, value: float, *, null: float | None = 0.5, floor: float = 1e-6) -> dict:
@@ -76,3 +78,15 @@ def test_expectations_speak_only_of_the_calibrated_configuration():
     other["parameters"]["n_items"] = 99
     assert "n_items" in applies(expected, other)
     assert "preset" in applies(expected, record(0, 0.8) | {"preset": "public"})
+
+
+def test_an_interrupted_calibration_reuses_what_is_newer_than_its_inputs(tmp_path):
+    notebook, record_file = tmp_path / "p.ipynb", tmp_path / "runs" / "p.json"
+    notebook.write_text("{}")
+    record_file.parent.mkdir()
+    record_file.write_text(json.dumps(record(3, 0.8) | {"complete": True}))
+    assert _finished(notebook, 3, record_file.parent)["parameters"]["seed"] == 3
+    assert _finished(notebook, 4, record_file.parent) is None
+    later = record_file.stat().st_mtime + 10
+    os.utime(notebook, (later, later))
+    assert _finished(notebook, 3, record_file.parent) is None
