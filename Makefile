@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCKS := requirements.lock requirements-models.lock pyproject.toml
 INSTALLED := .venv/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
-STAGED := $(CURDIR)/_build/staged
+# not below _build: nbmake passes over every notebook there
+STAGED := $(CURDIR)/staged
 ONE_THREAD := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 .DELETE_ON_ERROR:
@@ -54,4 +55,4 @@ $(INSTALLED): $(LOCKS)
 	rm -f .venv/.installed-* && touch $@
 
 clean:
-	rm -rf _build runs .snakemake .pytest_cache .ruff_cache
+	rm -rf _build runs staged .snakemake .pytest_cache .ruff_cache
