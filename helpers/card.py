@@ -18,17 +18,18 @@ from helpers.paths import checkout
 PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
 
-def describe_machine(device: torch.device, start: float) -> dict[str, Any]:
+def describe_machine(device: torch.device, start: float, commit: str) -> dict[str, Any]:
     """Return commit, lock, device, threads, versions, wall time and peak memory of this process.
 
     Args:
         device: where the run computed.
         start: `time.perf_counter()` at the start of the run.
+        commit: what `source_commit()` said at the start; a long run may outlive a commit.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak_mb = peak / 1e6 if sys.platform == "darwin" else peak / 1024  # bytes on macOS, kB elsewhere
     card = {
-        "commit": _commit(),
+        "commit": commit,
         "lock": _lock_hash(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
@@ -67,8 +68,8 @@ def card_html(record: dict[str, Any], regression: str) -> str:
     return f'<table class="run-card"><tbody>{body}</tbody></table>'
 
 
-def _commit() -> str:
-    """The checkout's commit, marked when files differ from it; the package version when there is no checkout."""
+def source_commit() -> str:
+    """Return the checkout's commit, marked when files differ from it; the package version when there is no checkout."""
     root = checkout()
     if root is None:
         return f"package {_version('papers-executed')}"

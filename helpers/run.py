@@ -16,7 +16,7 @@ from IPython.display import HTML, display
 
 from helpers import data as data_registry
 from helpers import figures, verify
-from helpers.card import card_html, describe_machine
+from helpers.card import card_html, describe_machine, source_commit
 from helpers.claims import claims_table, load_claims
 from helpers.paths import chapter_dir, read_record, record_path, results_dir, write_atomically
 from helpers.stats import Estimate
@@ -45,7 +45,7 @@ class Run:
         Raises:
             ValueError: `preset` or `seed` is missing, or `claims.yaml` is wrong.
         """
-        self._start = time.perf_counter()
+        self._start, self._commit = time.perf_counter(), source_commit()
         self.paper = paper
         self.parameters = _parameters(namespace)
         self.preset, self.seed = self.parameters["preset"], self.parameters["seed"]
@@ -221,7 +221,7 @@ class Run:
             "metrics": self._metrics,
             "claims": self._all_outcomes(),
             "figures": self._figures,
-            "card": describe_machine(self.device, self._start) | {"data": self._data, "seed": self.seed},
+            "card": describe_machine(self.device, self._start, self._commit) | {"data": self._data, "seed": self.seed},
             "complete": True,
         }
 
