@@ -244,6 +244,27 @@ def test_comparison_on_small_series(nb):
     assert torch.allclose(runs.target[0].mean(1), torch.zeros(6, 20), atol=1e-5)  # scaled by its own training patients
 
 
+def test_comparison_with_the_grid_of_the_paper():
+    """The `full` preset's path: batch size, width and alpha are chosen in the fold as well, for every method."""
+    extra = {"run": FakeRun(), "n_source": 24, "n_seeds": 2, "n_folds": 3, "grid": "paper"} | CHOICES | {"epochs": 1}
+    whole = lift(NOTEBOOK, NAMES, extra)
+    assert len(whole.PLAIN) == 30 and len(whole.INNER) == 120
+    nb = lift(NOTEBOOK, NAMES, extra | {"RELEASED": whole.PAPER[::13]})  # three of the thirty: all widths and batches
+    rng = np.random.default_rng(0)
+    data = {n: (rng.normal(size=(18, 20)), (np.arange(18) % 2).astype(np.float32)) for n in ("a", "b")}
+    found = nb.compare(data, "a")
+    assert all(score.shape == (2, 18) and np.isfinite(score).all() for score in found.values())
+
+
+def test_one_partition(nb):
+    data = {"a": (np.random.default_rng(0).normal(size=(18, 20)), (np.arange(18) % 2).astype(np.float32))}
+    runs = nb.fold_runs(data, "a", seeds=1)
+    score = np.zeros((3, 18))
+    for r, rows in enumerate(runs.test):
+        score[r, rows] = rows + 1
+    assert np.array_equal(runs.out_of_fold(score), [np.arange(18) + 1.0])
+
+
 def test_subset_keeps_both_classes(nb):
     y = np.r_[np.zeros(87), np.ones(8)]
     assert y[nb.subset(y, 16, np.random.default_rng(0))].sum() == 2

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from tests.lift import lift  # noqa: E402
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
-RUNS, STEPS, ROUNDS, GENES, HIDDEN = 25, 6, 3, 695, 64
+RUNS, STEPS, ROUNDS, GENES, HIDDEN = 25, 6, 3, 695, 32
 CASES = {
     "joint": (0, False),
     "FOMAML": (1, False),
