@@ -11,8 +11,11 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -20,30 +23,40 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from lift import lift  # noqa: E402
 
-from helpers.models import load_lm  # noqa: E402
+from helpers.models import LanguageModel, load_lm  # noqa: E402
 
 NOTEBOOK = "notebooks/safety_neurons/safety_neurons.ipynb"
 REQUESTS = ["Explain how a bicycle stays upright when it is moving."] * 4
 N_TOKENS, ROUNDS = 16, 3
 
 
-def variants() -> dict:
-    """Functions to time, by name."""
+def variants(only: str | None = None) -> dict:
+    """Functions to time, by name; with `only`, what that variant does not need is not loaded."""
     torch.set_num_threads(1)
-    nb = lift(NOTEBOOK, ["Net", "greedy", "greedy_recomputed", "contrast", "encode"])
-    lm = load_lm("smollm2-135m-instruct")
-    net = nb.Net(lm)
+    nb = lift(NOTEBOOK, ["Net", "greedy", "greedy_recomputed", "encode"], {"guide": None})
+    ids = torch.randint(100, 40_000, (4, 48), generator=torch.Generator().manual_seed(2))
+    out = {}
+    if only is None or only.split(",")[0] not in TOOLS:
+        out |= ours(nb, nb.Net(load_lm("smollm2-135m-instruct")), ids)
+    for tool, (module, recorder) in TOOLS.items():
+        if find_spec(module) and (only is None or only.startswith(tool)):
+            out[f"{tool}, all neurons recorded"] = recorder(load_lm("smollm2-135m-instruct"), ids)  # a model of its own
+    return out
+
+
+def ours(nb: SimpleNamespace, net: object, ids: torch.Tensor) -> dict:
+    """The chapter's own recording and patching."""
     guide = 1 + 0.05 * torch.randn(net.shape, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(net.shape, generator=torch.Generator().manual_seed(1)) < 0.05
-    ids = torch.randint(100, 40_000, (4, 48), generator=torch.Generator().manual_seed(2))
 
-    def forward(scale: torch.Tensor | None = None, keep: dict | None = None) -> None:
-        with torch.no_grad(), net.using(scale, watch=None if keep is None else keep.__setitem__):
-            lm.model(ids, use_cache=False)
+    def forward(keep: dict | None = None) -> dict | None:
+        with torch.no_grad(), net.using(None, watch=None if keep is None else keep.__setitem__):
+            net.lm.model(ids, use_cache=False)
+        return keep
 
-    out = {
+    return {
         "forward": forward,
-        "forward, all neurons recorded": lambda: forward(keep={}),
+        "forward, all neurons recorded": lambda: forward({}),
         "plain generation, M1 and M2": lambda: (
             nb.greedy(net, REQUESTS, N_TOKENS),
             nb.greedy(net, REQUESTS, N_TOKENS, scale=guide),
@@ -53,34 +66,50 @@ def variants() -> dict:
             nb.greedy_recomputed(net, r, N_TOKENS, guide, mask) for r in REQUESTS
         ],
     }
-    return out | peers(lm, ids)
 
 
-def peers(lm, ids: torch.Tensor) -> dict:
-    """The same recording with other tools, as far as they are installed."""
-    out = {}
-    if find_spec("nnsight"):
-        from nnsight import NNsight
+def nnsight_recorder(lm: LanguageModel, ids: torch.Tensor) -> Callable[[], dict]:
+    """Record all inputs of `down_proj` with an nnsight trace."""
+    import nnsight
 
-        traced = NNsight(lm.model)
+    traced = nnsight.NNsight(lm.model)
 
-        def record_nnsight() -> None:
-            with torch.no_grad(), traced.trace(ids, use_cache=False):
-                for layer in traced.model.layers:
-                    layer.mlp.down_proj.input.save()
+    def record() -> dict:
+        with torch.no_grad(), traced.trace(ids, use_cache=False):
+            kept = nnsight.save([layer.mlp.down_proj.input for layer in traced.model.layers])
+        return dict(enumerate(kept))
 
-        out["nnsight, all neurons recorded"] = record_nnsight
-    if find_spec("transformer_lens"):
-        from transformer_lens.model_bridge import TransformerBridge
+    return record
 
-        bridge = TransformerBridge.boot_transformers("", hf_model=lm.model, tokenizer=lm.tokenizer)
 
-        def record_lens() -> None:
-            with torch.no_grad():
-                bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("mlp.hook_post"))
+def lens_recorder(lm: LanguageModel, ids: torch.Tensor) -> Callable[[], dict]:
+    """Record all `mlp.hook_post` with the TransformerLens bridge."""
+    from transformer_lens.model_bridge import TransformerBridge
 
-        out["TransformerLens, all neurons recorded"] = record_lens
-    return out
+    bridge = TransformerBridge.boot_transformers("", hf_model=lm.model, tokenizer=lm.tokenizer)
+
+    def record() -> dict:
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(ids, names_filter=lambda name: name.endswith("mlp.hook_post"))
+        return {layer: cache[f"blocks.{layer}.mlp.hook_post"] for layer in range(len(cache))}
+
+    return record
+
+
+TOOLS = {"nnsight": ("nnsight", nnsight_recorder), "TransformerLens": ("transformer_lens", lens_recorder)}
+
+
+RECORDED = "forward, all neurons recorded"
+PAIRS = {
+    "recording over a plain forward pass": (RECORDED, "forward"),
+    "cached patching over plain generation of both models": (
+        "patched generation, cached",
+        "plain generation, M1 and M2",
+    ),
+    "recomputed over cached patching": ("patched generation, recomputed", "patched generation, cached"),
+    "recording, nnsight over hooks": ("nnsight, all neurons recorded", RECORDED),
+    "recording, TransformerLens over hooks": ("TransformerLens, all neurons recorded", RECORDED),
+}
 
 
 def best_times(functions: dict) -> dict[str, float]:
@@ -103,27 +132,28 @@ def peak_mb(name: str) -> float:
 def main() -> None:
     """Measure, print and write the results."""
     functions = variants()
+    want = functions["forward, all neurons recorded"]()
+    same = {}
+    for tool in TOOLS:
+        if f"{tool}, all neurons recorded" in functions:
+            got = functions[f"{tool}, all neurons recorded"]()
+            same[tool] = all(torch.allclose(got[layer], want[layer], atol=1e-4) for layer in want)
     seconds = best_times(functions)
     memory = {name: peak_mb(name) for name in functions}
-    ratio = lambda a, b: round(seconds[a] / seconds[b], 3)  # noqa: E731
-    ratios = {
-        "recording over a plain forward pass": ratio("forward, all neurons recorded", "forward"),
-        "cached patching over plain generation of both models": ratio(
-            "patched generation, cached", "plain generation, M1 and M2"
-        ),
-        "recomputed over cached patching": ratio("patched generation, recomputed", "patched generation, cached"),
-    }
-    for name in functions:
-        if name.split(",")[0] in ("nnsight", "TransformerLens"):
-            ratios[f"recording, {name.split(',')[0]} over hooks"] = ratio(name, "forward, all neurons recorded")
-    absent = [tool for tool in ("nnsight", "transformer_lens") if not find_spec(tool)]
+    ratios = {}
+    for name, (a, b) in PAIRS.items():
+        if a in seconds:
+            ratios[name] = {"time": round(seconds[a] / seconds[b], 3), "peak memory": round(memory[a] / memory[b], 3)}
     result = {
         "model": "smollm2-135m-instruct, float32, one thread",
         "setting": f"forward: 4 x 48 tokens; generation: 4 requests x {N_TOKENS} tokens, 5 % of neurons patched",
         "ratios": ratios,
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_memory_mb": memory,
-        "not_installed": absent,
+        "same_activations_as_hooks": same,
+        "tools": {
+            tool: version(module) if find_spec(module) else "not installed" for tool, (module, _) in TOOLS.items()
+        },
         "torch": torch.__version__,
     }
     target = ROOT / "benchmarks" / "results" / "safety_neurons_hooks.json"
@@ -133,7 +163,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        variants()[sys.argv[2]]()
+        variants(sys.argv[2])[sys.argv[2]]()
         print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
     else:
         main()
