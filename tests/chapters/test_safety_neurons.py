@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lift import lift, sabotage
@@ -37,6 +39,7 @@ NAMES = [
     "ranked",
     "layer_matched",
     "anywhere",
+    "unconstrained",
     "size_matched",
     "REFUSAL",
     "is_refusal",
@@ -47,6 +50,7 @@ NAMES = [
     "style_pairs",
     "align_hh",
     "stored_vectors",
+    "store_vectors",
     "split",
     "packaged_requests",
     "agreement",
@@ -58,7 +62,8 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def nb():
-    return lift(NOTEBOOK, NAMES, {"guide": None})  # a global of that name needs the whole notebook
+    globals_of_a_run = {"guide": None, "sets": None, "lm": SimpleNamespace(name="tiny", digest="none")}
+    return lift(NOTEBOOK, NAMES, globals_of_a_run)
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +165,7 @@ def test_causal_effect_of_nothing_is_zero_and_of_everything_one(nb, tiny, guide)
 def test_causal_effect_is_a_ratio_of_means(nb):
     rows = np.array([[2.0, 0, 4, 0], [1, 0, 1, 0]])
     assert nb.effect_ratio(rows) == pytest.approx(3 / 5)  # the mean of ratios would be 3/4
+    assert nb.effect_ratio(np.zeros((2, 4))) == 0  # M2 scores like M1
 
 
 def test_attributions_add_up_to_the_effect(nb, tiny, guide):
@@ -196,6 +202,8 @@ def test_rankings_and_controls(nb):
     for control in (nb.layer_matched(mask, rng), nb.anywhere(mask, rng), nb.size_matched(mask, score, rng)):
         assert control.sum() == mask.sum() and not (control & mask).any()
     assert (nb.layer_matched(mask, rng).sum(1) == mask.sum(1)).all()
+    draws = [nb.unconstrained(mask, rng) for _ in range(20)]
+    assert {int(d.sum()) for d in draws} == {20} and any((d & mask).any() for d in draws)
     assert nb.agreement(score, score) == (1.0, pytest.approx(1.0))
 
 
@@ -296,6 +304,15 @@ def test_committed_vectors_are_those_of_the_manifest(nb, tmp_path):
         nb.stored_vectors(tmp_path)
 
 
+def test_stored_vectors_come_back(nb, tmp_path):
+    log = pd.DataFrame({"loss": [1.0, 0.5], "margin": [0.0, 2.0], "chosen": [0.0, 0.1], "rejected": [0.0, -0.1]})
+    trained = {f"safe-{i}": (torch.rand(2, 3, generator=torch.Generator().manual_seed(i)), log) for i in range(2)}
+    nb.store_vectors(tmp_path / "vectors", trained)
+    back = nb.stored_vectors(tmp_path / "vectors")
+    assert list(back) == list(trained) and all(torch.equal(back[name], trained[name][0]) for name in trained)
+    assert pd.read_csv(tmp_path / "vectors" / "training.csv")["vector"].tolist() == ["safe-0"] * 2 + ["safe-1"] * 2
+
+
 def test_no_request_or_answer_is_printed():
     cells = json.loads((FOLDER / "safety_neurons.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -328,11 +345,11 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
         "model": tmp_path / "lm",
         "cost_model": tmp_path / "judge",
         "dtype": "float32",
-        "n_pairs": 400,
+        "n_pairs": 40,
         "n_find": 4,
-        "n_test": 12,
-        "n_generate": 3,
-        "answer_tokens": 10,
+        "n_test": 16,
+        "n_generate": 4,
+        "answer_tokens": 8,
         "draws": 1,
         "n_guard": 20,
     }
