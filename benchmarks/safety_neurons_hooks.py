@@ -7,7 +7,6 @@ process. Other tools (nnsight, TransformerLens) are measured where they are inst
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -123,6 +122,12 @@ def best_times(functions: dict) -> dict[str, float]:
     return {name: min(values) for name, values in times.items()}
 
 
+def own_peak_mb() -> int:
+    """Peak resident memory of this process; `ru_maxrss` would also count its parent's, from before the exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3)
+
+
 def peak_mb(name: str) -> float:
     """Peak memory of a process that runs one variant once."""
     done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True, check=True)
@@ -164,6 +169,6 @@ def main() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         variants(sys.argv[2])[sys.argv[2]]()
-        print(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3))
+        print(own_peak_mb())
     else:
         main()
