@@ -7,6 +7,8 @@ INSTALLED := .venv/.installed-$(shell cat $(LOCKS) | cksum | cut -d' ' -f1)
 STAGED := $(CURDIR)/staged
 ONE_THREAD := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
+# torch and transformers take 10 s to import with cached bytecode, 25 s without; the packages are installed uncompiled
+unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 .PHONY: book public calibrate test lint test-units test-notebooks test-book chromium clean
 
