@@ -15,7 +15,7 @@ from helpers.execute import run_folder
 
 TESTS = Path(__file__).resolve().parent
 CHAPTERS = TESTS / "fixtures" / "chapters"
-sys.path.insert(0, str(TESTS))  # `from lift import lift, sabotage`
+sys.path.insert(0, str(TESTS))  # for the modules `lift` and `tiny`
 
 
 @dataclass

@@ -16,8 +16,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lift import lift, sabotage
+from tiny import save_tiny
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 PAPER = "pretraining_distillation"
 NOTEBOOK = f"notebooks/{PAPER}/{PAPER}.ipynb"
@@ -464,9 +465,7 @@ def save_tiny_teacher(folder: Path, texts: list[str]) -> None:
     """An untrained language model with a vocabulary of its own, as safetensors."""
     tokenizer = lift(NOTEBOOK, ["train_tokenizer"]).train_tokenizer(texts, 300)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), bos_token_id=0, eos_token_id=0, **shape)).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    save_tiny(folder, fast)
 
 
 @pytest.mark.slow

@@ -10,20 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lift import lift, sabotage
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from tiny import save_tiny
+from transformers import LlamaForSequenceClassification
 
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
 from helpers.models import load_classifier, load_lm, packaged
 
 NOTEBOOK = "notebooks/rm_bench/rm_bench.ipynb"
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
 PAIRS = [
     ("What is a reward model?", "A model that scores answers."),
     ("What is a reward model?", "A **model**."),
@@ -56,25 +49,16 @@ def tokenizer():
     return load_lm("smollm2-135m-instruct").tokenizer
 
 
-def save_tiny(folder, kind, tokenizer, seed, **options):
-    config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **TINY, **options)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        kind(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("classifier")
-    return load_classifier(save_tiny(folder, LlamaForSequenceClassification, tokenizer, 0, num_labels=1))
+    return load_classifier(save_tiny(folder, tokenizer, LlamaForSequenceClassification, num_labels=1))
 
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory, tokenizer):
     folders = [tmp_path_factory.mktemp(name) for name in ("policy", "reference")]
-    return [load_lm(save_tiny(f, LlamaForCausalLM, tokenizer, seed)) for seed, f in enumerate(folders)]
+    return [load_lm(save_tiny(f, tokenizer, seed=seed)) for seed, f in enumerate(folders)]
 
 
 def by_hand(lm, prompt, answer):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from lift import lift, sabotage
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from tiny import save_tiny, tiny_llama
+from transformers import LlamaForSequenceClassification
 
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
@@ -74,18 +75,7 @@ def tokenizer():
 @pytest.fixture
 def tiny(nb, tokenizer):
     """A random two-layer Llama with the real tokenizer; large weights, so that greedy answers vary."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    model = tiny_llama(tokenizer, initializer_range=0.5)
     return nb.Net(LanguageModel(model, tokenizer, "tiny", "none"))
 
 
@@ -176,16 +166,9 @@ def test_attributions_add_up_to_the_effect(nb, tiny, guide):
 
 
 def test_cost_probe_scores_generated_answers(nb, tiny, guide, tokenizer):
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
+    judge = LanguageModel(
+        tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=1), tokenizer, "tiny", "none"
     )
-    judge = LanguageModel(LlamaForSequenceClassification(config).eval(), tokenizer, "tiny", "none")
     effects = nb.Effects([nb.CostProbe(tiny, REQUESTS, guide, judge, 5)])
     effects.measure("all", lambda s: torch.ones(tiny.shape, dtype=torch.bool))
     assert np.allclose(effects.patched["all"], effects.aligned)
@@ -325,22 +308,9 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
     """The whole notebook as on a GPU: HH-RLHF pairs, public requests, generated answers scored by a classifier."""
     if not (data_dir() / "safety_neurons" / "hh_harmless_base_test.jsonl.gz").is_file():
         pytest.skip("needs the public data in REPRODUCTIONS_DATA")
-    torch.manual_seed(0)
-    common = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_hidden_layers=3,
-        initializer_range=0.6,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    for name, kind, more in (
-        ("lm", LlamaForCausalLM, {}),
-        ("judge", LlamaForSequenceClassification, {"num_labels": 1}),
-    ):
-        kind(LlamaConfig(**common, **more)).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    big = {"num_hidden_layers": 3, "initializer_range": 0.6}  # large weights: answers differ from request to request
+    save_tiny(tmp_path / "lm", tokenizer, **big)
+    save_tiny(tmp_path / "judge", tokenizer, LlamaForSequenceClassification, num_labels=1, **big)
     small = {
         "model": tmp_path / "lm",
         "cost_model": tmp_path / "judge",

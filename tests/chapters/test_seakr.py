@@ -15,47 +15,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from lift import lift, sabotage
+from tiny import save_tiny, tiny_llama, word_tokenizer
 
 from helpers.models import LanguageModel, load_lm
-from tests.lift import lift, sabotage
 
 NOTEBOOK = "notebooks/seakr/seakr.ipynb"
 NAMES = [
     *["eigen_score", "floor_of_u", "inside_score", "mean_logprob", "baselines", "Settings", "Thoughts", "think", "fit"],
-    *[
-        "make_query",
-        "WORD",
-        "DROPPED",
-        "BM25",
-        "exact_match",
-        "f1_score",
-        "extract_answer",
-        "SimpleFlow",
-        "simple_flow",
-    ],
+    *["make_query", "WORD", "DROPPED", "BM25", "exact_match", "f1_score", "extract_answer", "SimpleFlow"],
+    "simple_flow",
     *["policy", "Chain", "look_up", "advance", "answer_from", "reason", "multi_hop", "auroc", "mean_auroc", "write_qa"],
     "calibrate_delta",
 ]
-WORDS = [
-    "<pad>",
-    "<eos>",
-    "Context:",
-    "Question:",
-    "Answer:",
-    "answer",
-    "is",
-    "So",
-    "the",
-    "unknown",
-    ".",
-    *"abcdefgh",
-    "x1",
-    "x2",
-    "x3",
-]
+WORDS = ["<pad>", "<eos>", "Context:", "Question:", "Answer:", "answer", "is", "So", "the", "unknown", "."]
+WORDS += [*"abcdefgh", "x1", "x2", "x3"]
 
 
 @pytest.fixture(scope="module")
@@ -65,20 +39,9 @@ def nb() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        **sizes,
-        max_position_embeddings=96,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
-    return LanguageModel(LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "tiny", "test")
+    tokenizer = word_tokenizer(WORDS)
+    model = tiny_llama(tokenizer, seed=1, max_position_embeddings=96, initializer_range=0.3)
+    return LanguageModel(model, tokenizer, "tiny", "test")
 
 
 @pytest.fixture
@@ -321,11 +284,7 @@ def write_tiny_data(folder: Path, chapter: Path) -> None:
 def test_full_preset_runs_on_a_saved_model(tmp_path):
     """The path of `full` from end to end: a local model, the corpus, the loop with both thresholds."""
     tokenizer = load_lm("smollm2-135m-instruct").tokenizer
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, initializer_range=0.2, **sizes)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    save_tiny(tmp_path / "model", tokenizer, num_hidden_layers=4)
     chapter = Path(shutil.copytree(Path(NOTEBOOK).parent, tmp_path / "notebooks" / "seakr"))
     write_tiny_data(tmp_path / "data", chapter)
     notebook = chapter / "seakr.ipynb"

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny import tiny_llama, word_tokenizer
 
 from helpers.activations import capture, patch
 from helpers.generation import generate
@@ -17,23 +15,9 @@ MLP = "model.layers.1.mlp"
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    core = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=1,
-    )
-    return LanguageModel(LlamaForCausalLM(config).eval().requires_grad_(False), tokenizer, "tiny", "test")
+    tokenizer = word_tokenizer(WORDS)
+    model = tiny_llama(tokenizer, num_hidden_layers=3, max_position_embeddings=64, initializer_range=0.3)
+    return LanguageModel(model, tokenizer, "tiny", "test")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
