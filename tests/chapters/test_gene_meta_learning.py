@@ -2,11 +2,13 @@
 
 import importlib.util
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
 from torch.func import grad, vmap
 
@@ -20,7 +22,7 @@ NAMES = (
     *("source_batches", "train", "fit", "scores", "auroc", "make_series", "make_task", "standardise", "stack_tasks"),
     *("t_statistics", "agreement", "read_series", "read_geo", "common_genes", "stratified_folds", "subset"),
     *("PAPER", "RELEASED", "INNER", "PLAIN", "FoldRuns", "fold_runs", "groups", "choose", "fit_chosen", "compare"),
-    *("gain_draws", "from_draws", "top_overlap", "attributions"),
+    *("gain_draws", "from_draws", "measures", "top_overlap", "attributions"),
 )
 
 
@@ -212,6 +214,8 @@ def test_values_that_are_not_numbers(nb, csv):
         nb.read_series(csv(ILMN_1=[1.0, 2.0], ILMN_2=["3", "high"], y=[0, 1]))
     with pytest.raises(ValueError, match="not numbers"):
         nb.read_series(csv(ILMN_1=[1.0, None], y=[0, 1]))
+    with pytest.raises(ValueError, match="2 expression values are not numbers, the first is 'high' in column ILMN_2"):
+        nb.read_series(csv(ILMN_1=["1", "low"], ILMN_2=["high", "2"], y=[0, 1]))
 
 
 @pytest.mark.parametrize("columns", [{"ILMN_1": [1.0]}, {"ILMN_1": [1.0], "y": [2]}])
@@ -270,6 +274,32 @@ def test_subset_keeps_both_classes(nb):
     assert y[nb.subset(y, 16, np.random.default_rng(0))].sum() == 2
     with pytest.raises(ValueError, match="between 4 and 95"):
         nb.subset(y, 96, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="2 patients of class 1 are needed; 1 are there"):
+        nb.subset(np.r_[np.zeros(15), 1.0], 8, np.random.default_rng(0))
+
+
+def test_a_score_does_not_depend_on_patients_outside_the_test_fold(nb):
+    """The released transformer reading attends over the patients that it scores: those of the test fold only."""
+    data = {"a": (np.random.default_rng(0).normal(size=(18, 20)), (np.arange(18) % 2).astype(np.float32))}
+    runs = nb.fold_runs(data, "a", seeds=1)
+    plain = [(nb.Settings(), 1, 4e-4)], np.zeros(3, int), "s", "transformer (batch)"
+    before = nb.fit_chosen(runs, "target-only", *plain)
+    for r, rows in enumerate(runs.test):
+        runs.everyone[r, np.setdiff1d(np.arange(18), rows)] = 100.0
+    assert np.isfinite(before).all() and np.array_equal(before, nb.fit_chosen(runs, "target-only", *plain))
+
+
+def test_released_measures_equal_scikit_learn(nb):
+    rng = np.random.default_rng(0)
+    y, score, weight = (rng.random(60) < 0.3).astype(float), rng.normal(size=(2, 60)), rng.integers(0, 4, (3, 60))
+    found = nb.measures(y, score, weight)
+    for (d, w), (s, logit) in product(enumerate(weight), enumerate(score)):
+        wanted = {
+            "accuracy": accuracy_score(y, logit > 0, sample_weight=w),
+            "macro-F1": f1_score(y, logit > 0, average="macro", sample_weight=w),
+            "average precision": average_precision_score(y, logit, sample_weight=w),
+        }
+        assert {kind: value[d, s] for kind, value in found.items()} == pytest.approx(wanted)
 
 
 def test_uneven_gene_groups(nb):
