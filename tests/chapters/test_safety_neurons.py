@@ -1,5 +1,6 @@
 """Safety neurons: definitions lifted from the notebook, on tiny random models whose answers are known."""
 
+import copy
 import gzip
 import hashlib
 import json
@@ -47,6 +48,7 @@ NAMES = [
     "dpo_loss",
     "train_vectors",
     "pack_pairs",
+    "take",
     "on_policy_pairs",
     "style_pairs",
     "align_hh",
@@ -63,7 +65,9 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def nb():
-    globals_of_a_run = {"guide": None, "sets": None, "lm": SimpleNamespace(name="tiny", digest="none")}
+    requests = pd.DataFrame({"set": "harmbench", "part": "test", "request": ["one", "two"]})
+    lm = SimpleNamespace(name="tiny", digest="none")
+    globals_of_a_run = {"guide": None, "sets": None, "lm": lm, "requests": requests}
     return lift(NOTEBOOK, NAMES, globals_of_a_run)
 
 
@@ -182,7 +186,7 @@ def test_rankings_and_controls(nb):
     assert mask.sum() == 20 and score[mask].min() >= score[~mask].max()
     window = nb.ranked(score, 0.1, start=0.1)
     assert not (window & mask).any() and window.sum() == 20
-    for control in (nb.layer_matched(mask, rng), nb.anywhere(mask, rng), nb.size_matched(mask, score, rng)):
+    for control in (nb.layer_matched(mask, rng), nb.anywhere(mask, rng)):
         assert control.sum() == mask.sum() and not (control & mask).any()
     assert (nb.layer_matched(mask, rng).sum(1) == mask.sum(1)).all()
     draws = [nb.unconstrained(mask, rng) for _ in range(20)]
@@ -190,13 +194,47 @@ def test_rankings_and_controls(nb):
     assert nb.agreement(score, score) == (1.0, pytest.approx(1.0))
 
 
-def test_size_matched_beats_random_in_size(nb):
-    rng = np.random.default_rng(0)
+def test_size_matched_pairs_neurons_of_about_one_size(nb):
     size = torch.rand(3, 400, generator=torch.Generator().manual_seed(3))
     mask = torch.rand(3, 400, generator=torch.Generator().manual_seed(4)) < 0.05
-    target = size[mask].sort().values
-    gap = lambda control: float((size[control].sort().values - target).abs().mean())  # noqa: E731
-    assert gap(nb.size_matched(mask, size, rng)) < 0.2 * gap(nb.anywhere(mask, rng))
+    size[mask.nonzero()[0][0], mask.nonzero()[0][1]] = 9.0  # nothing of its size is free
+    kept, partners = nb.size_matched(mask, size, np.random.default_rng(0))
+    assert kept.sum() == partners.sum() and not (kept & ~mask).any() and not (partners & mask).any()
+    assert 0.8 * mask.sum() <= kept.sum() < mask.sum() and size[kept].max() < 9
+    ratio = size[partners].sort().values / size[kept].sort().values
+    assert ((ratio - 1).abs() <= 0.11).all()
+
+
+def test_too_few_requests_are_an_error(nb):
+    with pytest.raises(ValueError, match="harmbench, part test: 3 requests asked for, 2 found"):
+        nb.take("harmbench", "test", 3, np.random.default_rng(0))
+    assert len(nb.take("harmbench", "test", 2, np.random.default_rng(0))) == 2
+
+
+def test_long_answers_are_closed_only_when_asked(nb, tiny):
+    end, pairs = tiny.lm.tokenizer.eos_token_id, [("Hi", "one two three four five six", "No.")]
+    closed, cut = nb.pack_pairs(tiny, pairs, 4), nb.pack_pairs(tiny, pairs, 4, close=False)
+    assert [int((p.target[p.answer == k] == end).sum()) for p in (closed, cut) for k in (0, 1)] == [1, 1, 0, 1]
+
+
+def test_the_judge_reads_its_own_template(nb, tiny, guide, tokenizer):
+    judge = LanguageModel(None, copy.deepcopy(tokenizer), "tiny", "none")
+    probe = nb.CostProbe(tiny, REQUESTS, guide, judge, 5)
+    judge.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    assert tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0]) == "<user>Hi<assistant>Hello"
+    judge.tokenizer.chat_template = None
+    assert tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0]) == "HiHello"
+
+
+def test_seed_interval_leaves_out_one_seed_at_a_time():
+    generator, names = torch.Generator().manual_seed(0), ["a", "b", "c"]
+    scores = {name: {"answer": torch.rand(3, 100, generator=generator)} for name in names}
+    nb = lift(NOTEBOOK, ["over_seeds", "agreement"], {"safe_names": names, "scores": scores})
+    overlap, _ = nb.over_seeds(lambda s: s)
+    ab, ac, bc = (nb.agreement(scores[x]["answer"], scores[y]["answer"])[0] for x, y in ("ab", "ac", "bc"))
+    assert overlap.value == pytest.approx((ab + ac + bc) / 3)
+    pseudo = [ab + ac + bc - 2 * left for left in (bc, ac, ab)]  # without a, b, c only one pair is left
+    assert overlap.high - overlap.low == pytest.approx(2 * 4.302652729911275 * np.std(pseudo, ddof=1) / np.sqrt(3))
 
 
 @pytest.mark.parametrize(
