@@ -1,11 +1,14 @@
 """The distillation chapter: exact parity of losses, stacks and store, survival of kills, and a red gate when broken."""
 
+import importlib.util
 import json
+import linecache
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,11 +272,119 @@ def test_a_damaged_shard_is_never_read(store_parts, tmp_path, harm):
     assert {f.name: f.read_bytes() for f in tmp_path.glob("*.npy")} == before
 
 
-def test_another_key_or_a_broken_manifest_starts_afresh(store_parts, tmp_path):
-    fill(store_parts, tmp_path)
+BROKEN_MANIFESTS = [b'{"key": "key", "sha', b"\xff\xfe\x00", b"{}", b"null", b"[]", b'{"key": "key"}', b""]
+BROKEN_MANIFESTS += [
+    b'{"key": "key", "shards": null}',
+    b'{"key": "key", "shards": [1]}',
+    b'{"key": "key", "shards": [{}]}',
+]
+
+
+@pytest.mark.parametrize("content", BROKEN_MANIFESTS)
+def test_another_key_or_a_broken_manifest_starts_afresh(store_parts, tmp_path, content):
+    before = {f.name: f.read_bytes() for f in fill(store_parts, tmp_path).folder.iterdir()}
     assert not store_parts.LogitsStore(tmp_path, "other").maps
-    (tmp_path / "manifest.json").write_text('{"key": "key", "sha')
+    (tmp_path / "manifest.json").write_bytes(content)
     assert not store_parts.LogitsStore(tmp_path, "key").maps
+    fill(store_parts, tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_damaged_weights_are_never_loaded(tmp_path):
+    chapter, path = lift(NOTEBOOK, ["save_weights", "load_weights"]), tmp_path / "teacher.safetensors"
+    assert chapter.load_weights(path, "key") is None
+    weights = {"a": torch.randn(2, 3, generator=generator()), "step": torch.tensor(7), "curve": torch.zeros(0)}
+    chapter.save_weights(path, weights, "key")
+    back = chapter.load_weights(path, "key")
+    assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in weights)
+    assert chapter.load_weights(path, "other") is None
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        harmed = chapter.load_weights(path, "key")
+        assert harmed is None or all(torch.equal(harmed[name], weights[name]) for name in weights), place
+    for length in (0, 4, 40, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert chapter.load_weights(path, "key") is None
+
+
+def test_a_damaged_online_store_or_teacher_is_made_again(tmp_path):
+    settings = {"context": 8, "lr_teacher": 0.01, "top_p": 0.95, "top_k": 10, "key": "k", "work": tmp_path}
+    tokens = torch.randint(40, (96, 9), generator=generator())
+    corpus = lift(NOTEBOOK, ["Corpus"]).Corpus(tokens[:, :-1], tokens[:, 1:], tokens[:5], tokens[5:9], 40, 48)
+    run = SimpleNamespace(seed=0, torch_generator=lambda stream: generator(1))
+    settings |= {"text": corpus, "run": run, "tqdm": lambda items, **_: items}
+    chapter = lift(NOTEBOOK, ["trained_teacher", "open_store"], settings)
+    first = chapter.trained_teacher("offline", 16)
+    files = {f: f.read_bytes() for f in tmp_path.rglob("*.*") if f.is_file()}
+    stores = [f for f in files if f.suffix != ".safetensors"]  # its metadata have no fixed order
+    space, train = chapter.trained_teacher.__globals__, chapter.trained_teacher.__globals__["train_teacher"]
+    space["train_teacher"] = None  # a whole folder is not touched
+    chapter.trained_teacher("offline", 16)
+    space["train_teacher"] = train
+    for victim in ("stores/early/00000.probs.npy", "stores/late/manifest.json", "teacher-offline.safetensors"):
+        content = files[tmp_path / victim]
+        (tmp_path / victim).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        again = chapter.trained_teacher("offline", 16)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+        assert len(chapter.open_store("early").maps) == len(chapter.open_store("late").maps) == 48
+        assert all(f.read_bytes() == files[f] for f in stores)
+
+
+PAGE = """
+import hashlib, inspect, json
+from dataclasses import dataclass
+from types import SimpleNamespace
+run = SimpleNamespace(parameters={{}})
+
+def loss(x):
+    return x
+
+class Fused:
+    @staticmethod
+    def backward(x):
+        return x * {factor}
+
+@dataclass(frozen=True)
+class Design:
+    alpha: float = {alpha}
+
+{code}
+"""
+
+
+def test_editing_a_function_a_class_or_a_default_changes_the_key():
+    cells = json.loads((ROOT / NOTEBOOK).read_text())["cells"]
+    code = next("".join(cell["source"]) for cell in cells if cell["id"] == "keep-code")
+
+    def key(old: str = "", new: str = "", factor: int = 1, alpha: float = 0.0) -> str:
+        source = PAGE.format(code=code, factor=factor, alpha=alpha).replace(old or "@@", new)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "page.py")
+            path.write_text(source)
+            linecache.clearcache()
+            spec = importlib.util.spec_from_file_location("page", path)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules["page"] = module
+            try:
+                spec.loader.exec_module(module)
+                return module.code_key()
+            finally:
+                del sys.modules["page"]
+
+    keys = [key(), key("return x\n", "return -x\n"), key(factor=2), key(alpha=0.5), key("{}", "{'seed': 1}")]
+    assert key() == keys[0] and len(set(keys)) == len(keys)
+
+
+def test_work_is_keyed_after_everything_that_makes_it():
+    cells = json.loads((ROOT / NOTEBOOK).read_text())["cells"]
+    order = {cell["id"]: i for i, cell in enumerate(cells)}
+    makers = ["losses-code", "stack-logits", "store-class", "train-teacher", "teacher-use", "trained-teacher"]
+    makers += ["offline-code", "draw-sampled", "offline-use", "offline-use-b"]
+    assert max(order[name] for name in makers) < order["keep-use"] < order["teacher-use-c"]
+    students = ["fused-code", "loss-code", "targets-code", "step-loss", "learning-rates", "train-code", "run-designs"]
+    assert max(order[name] for name in students) < order["run-key"] < order["grid-run"]
+    assert max(order[name] for name in ("large-loss", "full-train", "evaluate-large")) < order["full-use"]
 
 
 WRITER = """
@@ -459,6 +570,9 @@ def test_corpora_by_name(tmp_path):
     assert read(str(tmp_path / "own.jsonl")) == [("0", "one"), ("1", "two")]
     with pytest.raises(ValueError, match="corpus"):
         read("imaginary")
+    read.__globals__["find_spec"] = lambda name: None
+    with pytest.raises(ImportError, match="pyarrow"):  # before anything is downloaded
+        read("org/name@0123abc:file.parquet")
 
 
 def save_tiny_teacher(folder: Path, texts: list[str]) -> None:
