@@ -36,7 +36,9 @@ test-units: $(INSTALLED)
 test-notebooks: $(INSTALLED)
 	@echo "== every notebook once, on a staged copy, without network"
 	rm -rf $(STAGED) && mkdir -p $(STAGED)/reduced && cp -R notebooks $(STAGED)/reduced/seed-0
-	REPRODUCTIONS_RUNS=$(STAGED) tests/offline/run $(PYTEST) --nbmake --overwrite --nbmake-timeout=600 $(STAGED)/reduced/seed-0
+	@# two at a time, each with ports of its own: kernels that start side by side can take each other's
+	export REPRODUCTIONS_RUNS=$(STAGED); ls -d $(STAGED)/reduced/seed-0/*/ | xargs -n 1 -P 2 tests/offline/run \
+	$(ONE_THREAD) $(BIN)/python -m pytest -q --nbmake --overwrite --nbmake-timeout=600
 
 test-book: $(INSTALLED) chromium
 	@echo "== the book rendered from those copies, in a browser"

@@ -19,6 +19,9 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.exceptions import PapermillExecutionError
 
 SAVE_EVERY_S = 30
+# Jupyter looks for free ports and the kernel takes them a second later; where another process was faster, the kernel
+# dies before the first cell and is started once more.
+NOT_STARTED = "Kernel died before replying"
 
 
 def work(
@@ -110,7 +113,13 @@ def _engine(events: Connection, source: Any) -> type[NBClientEngine]:
             manager = Manager(nb, output_path=output_path, progress_bar=False)
             manager.notebook_start()
             try:
-                cls.execute_managed_notebook(manager, kernel_name, **kwargs)
+                for last in (False, True):
+                    try:
+                        cls.execute_managed_notebook(manager, kernel_name, **kwargs)
+                        break
+                    except RuntimeError as error:
+                        if last or NOT_STARTED not in str(error):
+                            raise
             finally:
                 manager.notebook_complete()
             return manager.nb

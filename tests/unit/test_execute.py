@@ -1,14 +1,18 @@
 """Pure parts of the executor: values, folders and messages. What needs a kernel is in tests/faults."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import CHAPTERS
+from papermill.engines import NBClientEngine
 
 from helpers.execute import run_folder
 from helpers.parameters import BadRequestError, Parameter, schema
 from helpers.presets import resolve
 from helpers.status import Status, refused, short
+from helpers.worker import _engine
 
 PLAIN = CHAPTERS / "plain" / "plain.ipynb"
 
@@ -85,3 +89,19 @@ def test_refusal_replaces_what_an_earlier_run_left(tmp_path):
     (tmp_path / "plain.json").write_text("{}")
     refused(PLAIN, tmp_path, {"preset": "reduced", "seed": 0}, "claims.yaml: wrong")
     assert [p.name for p in tmp_path.iterdir()] == ["plain.status.json"]
+
+
+@pytest.mark.parametrize(("deaths", "survives"), [(1, True), (2, False)])
+def test_a_kernel_that_dies_before_the_first_cell_is_started_once_more(monkeypatch, deaths, survives):
+    starts = []
+
+    def start(manager, kernel_name, **kwargs):
+        starts.append(kernel_name)
+        if len(starts) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(NBClientEngine, "execute_managed_notebook", start)
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {}})
+    with nullcontext() if survives else pytest.raises(RuntimeError, match="Kernel died"):
+        _engine(None, notebook).execute_notebook(notebook, "python3")
+    assert len(starts) == 2
