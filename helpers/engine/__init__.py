@@ -1,0 +1,1 @@
+"""What executes, checks, compares and renders; no notebook imports it."""
