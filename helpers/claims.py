@@ -152,7 +152,9 @@ def claims_table(claims: dict[str, Claim], columns: dict[str, dict[str, Outcome]
     rows = []
     for claim in claims.values():
         kind = f"{claim.evidence}, not the paper's" if claim.ours else claim.evidence
-        said = f"<b>{escape(claim.id)}</b> {escape(claim.statement)}<br><small>{escape(claim.estimand)} ({kind})</small>"
+        said = (
+            f"<b>{escape(claim.id)}</b> {escape(claim.statement)}<br><small>{escape(claim.estimand)} ({kind})</small>"
+        )
         paper = f"{escape(claim.paper_value)}<br><small>{escape(claim.source)}</small>"
         cells = [outcome_html(outcomes.get(claim.id)) for outcomes in columns.values()]
         rows.append([Raw(said), Raw(paper), claim.rule(), *cells])

@@ -361,7 +361,9 @@ def resolve(
     model = schema(notebook)
     presets = load_presets(notebook)
     if preset not in presets.values:
-        raise BadRequestError(f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}")
+        raise BadRequestError(
+            f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}"
+        )
     named, given = check_values(model, presets.values[preset] | {"seed": seed}), {}
     for name, text in overrides:
         if name in FIXED:
@@ -407,7 +409,9 @@ def changed_from_preset(notebook: Path, values: Mapping[str, Any]) -> dict[str, 
         rule.check(values)
     preset = values["preset"]
     if preset not in presets.values:
-        raise BadRequestError(f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}")
+        raise BadRequestError(
+            f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}"
+        )
     defaults = check_values(model, {})
     named = defaults | presets.values[preset]
     own = {k: v for k, v in presets.values[preset].items() if k != "preset" and v != defaults[k]}

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,7 @@ import typer
 from helpers.engine.status import Status
 from helpers.engine.worker import Lock, LockedError, work
 from helpers.paths import checkout, notebooks_of
-from helpers.record import RecordError, Record, record_path
+from helpers.record import Record, RecordError, record_path
 from helpers.request import BadRequestError, Budget, Request, hint, resolve
 
 POLL_S = 0.2
@@ -87,7 +88,9 @@ def find_notebook(target: str) -> Path:
     paper, _, study = target.partition("/")
     name = paper if study in ("", paper) else target
     if name not in known:
-        raise BadRequestError(f"no chapter or notebook '{target}'{hint(name, known)}; known: {', '.join(known) or 'none'}")
+        raise BadRequestError(
+            f"no chapter or notebook '{target}'{hint(name, known)}; known: {', '.join(known) or 'none'}"
+        )
     return known[name]
 
 
@@ -201,7 +204,7 @@ def run_command(
     preset: Annotated[str, typer.Option(help="a preset of presets.yaml")] = "reduced",
     seed: Annotated[int, typer.Option(help="random seed")] = 0,
     parameter: Annotated[
-        list[tuple[str, str]] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated")
+        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated")
     ] = None,
     out: Annotated[Path, typer.Option(envvar="REPRODUCTIONS_RUNS", help="folder of all runs")] = Path("runs"),
     calibrate: Annotated[bool, typer.Option(help="do not compare with the expected values")] = False,
@@ -210,7 +213,8 @@ def run_command(
     environment = {"REPRODUCTIONS_CALIBRATE": "1"} if calibrate else {}
     try:
         path = find_notebook(notebook)
-        request = resolve(path, preset, seed, parameter or [], calibrate=calibrate)
+        overrides = [(name, value) for name, _, value in (text.partition("=") for text in parameter or [])]
+        request = resolve(path, preset, seed, overrides, calibrate=calibrate)
         status = execute(path, request, out, environment=environment, progress=sys.stderr.isatty())
     except (BadRequestError, LockedError) as error:
         typer.echo(f"refused: {' '.join(str(error).split())}", err=True)
@@ -224,5 +228,17 @@ def run_command(
         raise typer.Exit(1)
 
 
+def pair_up(arguments: Sequence[str]) -> list[str]:
+    """Write `-p NAME VALUE`, as papermill has it, the way that typer can read: `-p NAME=VALUE`."""
+    found, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        found.append(word)
+        if word in ("-p", "--parameter") and len(rest) > 1 and rest[0].isidentifier():
+            found.append(f"{rest.pop(0)}={rest.pop(0)}")
+    return found
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = pair_up(sys.argv[1:])
     typer.run(run_command)

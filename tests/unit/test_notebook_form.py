@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
-from helpers.claims import load_claims
 from helpers.parameters import schema
 from helpers.presets import load_presets
+
+from helpers.claims import load_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
