@@ -30,7 +30,7 @@ SECTIONS = [
 ]
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 SETUP = re.compile(
-    r"import subprocess, sys\n"
+    r"import subprocess\nimport sys\n"
     r"from importlib\.util import find_spec\n\n"
     r'if find_spec\("helpers"\) is None:  # .*\n'
     r'    pip = \[sys\.executable, "-m", "pip", "install", "--quiet"\]\n'
