@@ -3,11 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from helpers.figures import COLORS, PAGES, forest, html, palette, render, whiskers
+from helpers.record import Metric
 from helpers.stats import Estimate
 
 
@@ -51,7 +51,11 @@ def drawn(axis) -> list[tuple[list, list]]:
 
 def spans(axis) -> list[list]:
     """Intervals, as ((x, y), (x, y))."""
-    return [[tuple(round(float(number), 9) for number in end) for end in path] for c in axis.collections for path in c.get_segments()]
+    return [
+        [tuple(round(float(number), 9) for number in end) for end in path]
+        for c in axis.collections
+        for path in c.get_segments()
+    ]
 
 
 def test_whiskers_reach_from_end_to_end_in_both_directions():
@@ -66,7 +70,6 @@ def test_whiskers_reach_from_end_to_end_in_both_directions():
 
 def test_whiskers_take_what_chapters_have():
     """A record's metric has `interval`; tables have columns; an undefined estimate leaves a gap; bias may be large."""
-    from helpers.record import Metric
 
     axis = Figure().subplots()
     table = pd.DataFrame({"value": [1.0], "low": [0.0], "high": [2.0]}).itertuples()
