@@ -12,7 +12,7 @@ from typing import Any
 import pooch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from helpers.paths import chapter_dir, data_dir, read_yaml
+from helpers.paths import chapter_dir, data_dir, read_yaml, share
 
 
 class Source(BaseModel):
@@ -140,11 +140,12 @@ def _download(name: str, entry: Source, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         got = Path(pooch.retrieve(entry.url, known_hash=None, fname=part.name, path=path.parent, progressbar=True))
         target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
-        got.chmod(0o666 & ~umask())
+        share(got)
         os.replace(got, target)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        why = error.strerror if getattr(error, "strerror", None) and not error.__class__.__module__.startswith(("requests", "urllib3")) else type(error).__name__
-        reason = f"the download failed ({why})"
+        reason = f"the download failed ({type(error).__name__})"
+        if type(error).__module__ == "builtins" and getattr(error, "errno", None):  # of this machine, not of the net
+            reason = f"it could not be stored ({os.strerror(error.errno)})"
         raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
     finally:
         part.unlink(missing_ok=True)
