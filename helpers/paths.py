@@ -98,7 +98,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a file or folder, and what is in it, the mode that the umask gives; libraries' temporary files are private."""
+    """Give a file, or a folder and what is in it, the umask's mode: temporary files of libraries are private."""
     probe = path.parent / f".{secrets.token_hex(4)}.probe"
     probe.touch()
     mode = probe.stat().st_mode & 0o777
