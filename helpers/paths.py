@@ -9,6 +9,7 @@ import pooch
 import yaml
 
 PACKAGE = Path(__file__).resolve().parent
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the safe loader; that in C is eight times as fast
 
 
 def checkout() -> Path | None:
@@ -114,6 +115,6 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is not valid YAML; the message names the file, line and problem.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
