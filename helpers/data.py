@@ -138,7 +138,7 @@ def _download(name: str, entry: Source, path: Path) -> Path:
     """Download into a temporary folder, check, then move into place."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            got = pooch.retrieve(entry.url, known_hash=None, fname="file", path=folder, progressbar=True)
+            got = pooch.retrieve(entry.url or "", known_hash=None, fname="file", path=folder, progressbar=True)
         except (OSError, ValueError) as error:  # requests' errors are OSErrors
             reason = f"the download failed ({type(error).__name__})"
             raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
