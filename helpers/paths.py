@@ -98,6 +98,16 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def share(path: Path) -> None:
+    """Give a file, or a folder and what is in it, the umask's mode: temporary files of libraries are private."""
+    probe = path.parent / f".{secrets.token_hex(4)}.probe"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for each in [path, *path.rglob("*")]:
+        each.chmod(mode | (mode & 0o444) >> 2 if each.is_dir() else mode)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file with the safe loader.
 
