@@ -150,7 +150,7 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
     previous = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in SIGNALS}
     child.start()
     sender.close()
-    tree, stopped_at = Tree(child.pid), None
+    tree, stopped_at = Tree(child.pid or 0), None
     try:
         while True:
             status.peak_bytes = max(status.peak_bytes, tree.measure())

@@ -104,7 +104,7 @@ def judge(notebook: Path, run: Path) -> Judgement:
     for kind, status in (("executed", "unreadable"), ("record", "no record"), ("source", "unreadable")):
         if kind in faults:
             return judged(status, faults[kind])
-    if code_of(executed) != code_of(source):
+    if executed and source and code_of(executed) != code_of(source):
         return judged("stale", STATUS["stale"])
     return judged("ok", STATUS["ok"])
 
