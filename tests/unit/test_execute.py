@@ -99,7 +99,7 @@ def test_a_wrong_cross_check_is_named(chapter, rule, message):
     folder = chapter("plain")
     with (folder / "presets.yaml").open("a") as handle:
         handle.write(f"requires:\n  - rule: {json.dumps(rule)}\n    because: a reason that is long enough\n")
-    with pytest.raises(BadRequestError, match="presets.yaml: requires") as caught:
+    with pytest.raises(BadRequestError, match=r"presets\.yaml: requires") as caught:
         resolve(folder / "plain.ipynb", "reduced", 0)
     assert message in str(caught.value)
 

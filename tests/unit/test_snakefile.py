@@ -17,7 +17,10 @@ QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout, in a folder with an odd name that must not matter, with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it."""
+    """A checkout with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it.
+
+    Its folder has an odd name, which must not matter.
+    """
     tmp_path = tmp_path / "it's R&D, a$HOME ünï"
     tmp_path.mkdir()
     machinery = (
