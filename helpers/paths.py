@@ -97,6 +97,16 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def share(path: Path) -> None:
+    """Give a file or folder, and what is in it, the mode that the umask gives; libraries' temporary files are private."""
+    probe = path.parent / f".{secrets.token_hex(4)}.probe"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for each in [path, *path.rglob("*")]:
+        each.chmod(mode | (mode & 0o444) >> 2 if each.is_dir() else mode)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file with the safe loader.
 
