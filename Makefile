@@ -12,6 +12,7 @@ ONE_THREAD := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOK
 PYTEST := $(ONE_THREAD) $(RUN) pytest -n 2 --dist worksteal --durations 15 --durations-min 5
 # torch and transformers take 10 s to import with cached bytecode, 25 s without; the packages are installed uncompiled
 unexport PYTHONDONTWRITEBYTECODE
+export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 .PHONY: book public calibrate test lint types test-units test-notebooks test-book chromium clean environment
 

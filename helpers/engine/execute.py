@@ -239,6 +239,13 @@ def pair_up(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Make the command line readable, and the process speak UTF-8: in another locale it would misread file names."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.argv[1:] = pair_up(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    prepare()
     typer.run(run_command)
