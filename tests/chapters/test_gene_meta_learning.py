@@ -351,6 +351,8 @@ def test_released_measures_equal_scikit_learn(nb):
         assert nb.accuracy(score, y)[i] == pytest.approx(accuracy_score(y[i], score[i] > 0))
         assert nb.macro_f1(score, y)[i] == pytest.approx(f1_score(y[i], score[i] > 0, average="macro"))
         assert nb.average_precision(score, y)[i] == pytest.approx(average_precision_score(y[i], score[i]))
+    for of in (nb.accuracy, nb.macro_f1, nb.average_precision):
+        assert of(score, y[0])[0] == of(score, y)[0]  # one row of labels for all seeds
 
 
 def test_series_of_one_patient(nb):
