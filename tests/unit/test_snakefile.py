@@ -17,9 +17,9 @@ QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it.
+    """The real machinery and two quick chapters, in a folder with an odd name that must not matter.
 
-    Its folder has an odd name, which must not matter.
+    The chapter `tails` fails while a file `broken` lies beside it.
     """
     tmp_path = tmp_path / "it's R&D, a$HOME ünï"
     tmp_path.mkdir()
