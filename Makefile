@@ -12,6 +12,7 @@ ONE_THREAD := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 TOK
 PYTEST := $(ONE_THREAD) $(RUN) pytest -n 2 --dist worksteal --durations 15 --durations-min 5
 # torch and transformers take 10 s to import with cached bytecode, 25 s without; the packages are installed uncompiled
 unexport PYTHONDONTWRITEBYTECODE
+export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 .PHONY: book public calibrate test lint types test-units test-notebooks test-book chromium clean environment
 
@@ -64,7 +65,7 @@ environment:
 
 $(INSTALLED): $(LOCKS)
 	@"$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null || \
-	{ echo "Python 3.11, 3.12 or 3.13 is needed (found: $$(python3 --version 2>&1)); name one: make PYTHON=python3.12" >&2; exit 1; }
+	{ echo "Python 3.11, 3.12 or 3.13 is needed (found: $$("$(or $(PYTHON),python3)" --version 2>/dev/null || echo none)); name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "installing $$(grep -c == requirements.lock) packages into .venv (one to three minutes)"
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(RUN) pip install -qq --no-compile -r requirements.lock
