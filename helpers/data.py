@@ -1,10 +1,14 @@
 """Public data by name: a pinned URL, a hash, a licence; downloaded once, checked at every use, never committed."""
 
+import gzip
 import hashlib
+import json
 import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pooch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -104,6 +108,30 @@ def fetch(name: str) -> Path:
     if entry.url is None:
         raise DataUnavailableError(_unavailable(name, entry, path, "it has no download address of its own"))
     return _download(name, entry, path)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file, plain or gzipped (`.gz`): one object a line, empty lines left out.
+
+    Lines end with a line feed; U+2028 and its like may stand inside a text.
+
+    Raises:
+        ValueError: a line is not UTF-8, not JSON or not an object, or the archive is damaged; names file and line.
+    """
+    rows, number, path = [], 0, Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    if not isinstance(row, dict):
+                        raise ValueError(f"an object is needed, got {type(row).__name__}")
+                    rows.append(row)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name}: damaged after line {number}: {error}") from None
+    except ValueError as error:  # wrong JSON and wrong UTF-8 are ValueErrors
+        raise ValueError(f"{path.name}, line {number}: {error}") from None
+    return rows
 
 
 def _download(name: str, entry: Source, path: Path) -> Path:

@@ -69,9 +69,11 @@ def list_command() -> None:
 def _mount() -> None:
     from helpers.engine.calibrate import calibrate_command
     from helpers.engine.compare import compare_command
+    from helpers.engine.scaffold import new_command
 
     app.command("calibrate")(calibrate_command)
     app.command("compare")(compare_command)
+    app.command("new")(new_command)
 
 
 _mount()
