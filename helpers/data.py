@@ -4,8 +4,7 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import secrets
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pooch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from helpers.paths import chapter_dir, data_dir, read_yaml
+from helpers.paths import chapter_dir, data_dir, read_yaml, share
 
 
 class Source(BaseModel):
@@ -135,18 +134,22 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _download(name: str, entry: Source, path: Path) -> Path:
-    """Download into a temporary folder, check, then move into place."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            got = pooch.retrieve(entry.url, known_hash=None, fname="file", path=folder, progressbar=True)
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            reason = f"the download failed ({type(error).__name__})"
-            raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
+    """Download beside the file's place, check, then move into place; nothing half-written stays."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        target = path if entry.matches(Path(got)) else path.with_name(path.name + ".wrong-hash")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        shutil.move(got, partial)
-        os.replace(partial, target)
+        got = pooch.retrieve(entry.url or "", known_hash=None, fname=part.name, path=path.parent, progressbar=True)
+        got = Path(got)
+        target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
+        share(got)
+        os.replace(got, target)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = f"the download failed ({type(error).__name__})"
+        if type(error).__module__ == "builtins" and getattr(error, "errno", None):  # of this machine, not of the net
+            reason = f"it could not be stored ({os.strerror(error.errno)})"
+        raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
+    finally:
+        part.unlink(missing_ok=True)
     if target != path:
         raise DataCorruptedError(
             f"{name}: the file at {entry.url} does not have the registered hash ({entry.digest}). It is kept as "

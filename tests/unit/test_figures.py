@@ -50,12 +50,10 @@ def drawn(axis) -> list[tuple[list, list]]:
 
 
 def spans(axis) -> list[list]:
-    """Intervals, as ((x, y), (x, y))."""
-    return [
-        [tuple(round(float(number), 9) for number in end) for end in path]
-        for c in axis.collections
-        for path in c.get_segments()
-    ]
+    """Intervals, as ((x, y), (x, y)); matplotlib empties the path of a missing one."""
+    paths = [path for collection in axis.collections for path in collection.get_segments()]
+    ends = [[tuple(round(float(number), 9) for number in end) for end in path] for path in paths]
+    return [path for path in ends if path]
 
 
 def test_whiskers_reach_from_end_to_end_in_both_directions():
@@ -78,7 +76,7 @@ def test_whiskers_take_what_chapters_have():
     whiskers(axis, range(7), rows)
     (_, values), *_ = drawn(axis)
     assert [v if v == v else None for v in values] == [1.0, 1.0, None, 1.0, None, 0.25, 5.0]
-    assert [s for s in spans(axis) if s[0][1] == s[0][1]] == [
+    assert spans(axis) == [
         [(0.0, 0.5), (0.0, 2.0)],
         [(3.0, 0.0), (3.0, 2.0)],
         [(6.0, 0.0), (6.0, 2.0)],

@@ -28,5 +28,6 @@ def test_accuracy_with_the_true_means_is_the_closed_form(nb):
 
 
 @pytest.mark.sabotage
-def test_the_gate_notices_the_further_mean():
-    assert sabotage("new_paper", {"argmin": "argmax"}).startswith("RegressionError")
+def test_the_gate_notices_training_labels_without_meaning():
+    error = sabotage("new_paper", {"rng.permutation(y) if shuffle else y": "rng.permutation(y)"})
+    assert error.startswith("RegressionError") and "accuracy" in error
