@@ -70,7 +70,8 @@ def _totals(chapters: list[Chapter]) -> str:
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(said)}</dd></div>" for name, said in numbers.items())
     other, ours = sum(tally.other for tally in best), sum(tally.ours for tally in best)
     return (
-        f'<dl class="score-totals">{tiles}</dl>\n\nEach claim of a paper counts once, at the largest size that tested it. '
+        f'<dl class="score-totals">{tiles}</dl>\n\n'
+        "Each claim of a paper counts once, at the largest size that tested it. "
         f"Not counted, but listed below: {other} recomputed or derived, and {ours} statements of ours."
     )
 
