@@ -5,75 +5,103 @@
 #   snakemake --config papers=rm_bench,llmael                   some chapters only
 #   snakemake --workflow-profile profiles/slurm --config preset=full
 #
-# A chapter's run depends on its notebook, its YAML files (data.yaml holds the hashes of its data), helpers, and the
-# locks. A failed run leaves its partial notebook and status.json, stops no other run, and is the only one that the next
-# call executes again; the book is rendered all the same and shows that page as failed.
+# A notebook's run depends on the notebook, its chapter's YAML files (data.yaml holds the hashes of its data), helpers
+# (not helpers/engine), and the locks. A failed run leaves its partial notebook and status.json, stops no other run, and
+# is executed again by the next call; the book is rendered all the same and shows that page as failed.
+# What Snakemake tracks are marks (`.done`, `.verified`), so that it never deletes a record: `papers run` owns those.
 
-import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+from helpers.claims import load_claims
+from helpers.engine.judge import chapters_of, judge, notebooks_of
+from helpers.record import PRESETS
+from helpers.request import BadRequestError, load_presets
+from helpers.verify import expected_name
+
+SETTINGS = ("preset", "seeds", "papers", "runs")
+if unknown := sorted(set(config) - set(SETTINGS)):
+    raise WorkflowError(f"unknown --config key: {', '.join(unknown)}; known: {', '.join(SETTINGS)}")
 
 PRESET = str(config.get("preset", "reduced"))
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split(",")]
-FOLDERS = sorted(path.parent for path in Path("notebooks").glob("*/presets.yaml"))
-KNOWN = [folder.name for folder in FOLDERS if (folder / f"{folder.name}.ipynb").exists()]
-PAPERS = str(config["papers"]).split(",") if "papers" in config else KNOWN
+if PRESET not in PRESETS:
+    raise WorkflowError(f"unknown preset {PRESET!r}; known: {', '.join(PRESETS)}")
+try:
+    SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split(",")]
+except ValueError:
+    raise WorkflowError(f"seeds={config['seeds']}: whole numbers are needed, separated by commas") from None
+CHAPTERS = {folder.name: folder for folder in chapters_of(Path("notebooks")) if (folder / "presets.yaml").exists()}
+PAPERS = str(config["papers"]).split(",") if "papers" in config else list(CHAPTERS)
+if unknown := sorted(set(PAPERS) - set(CHAPTERS)):
+    raise WorkflowError(f"unknown chapter: {', '.join(unknown)}; known: {', '.join(CHAPTERS)}")
+
+NOTEBOOKS = [path for paper in PAPERS for path in notebooks_of(CHAPTERS[paper])]
 RUNS = str(config.get("runs", "runs"))
 BOOK = f"_build/{PRESET}/html"
-RENDER = [sys.executable, "book/build.py", "--runs", f"{RUNS}/{PRESET}/seed-{SEEDS[0]}", "--out", BOOK]
+PAPERS_COMMAND = [sys.executable, "-m", "helpers.engine.cli"]
+RENDER = [*PAPERS_COMMAND, "book", "--runs", f"{RUNS}/{PRESET}/seed-{SEEDS[0]}", "--out", BOOK]
 PACKAGE = sorted(str(path) for path in [*Path("helpers").glob("*.py"), *Path().glob("requirements*.lock")])
-PAGES = [path for folder in ("book", "results") for path in Path(folder).rglob("*") if path.suffix != ".pyc"]
+PAGES = [path for folder in ("book", "results", "helpers/engine") for path in Path(folder).rglob("*")]
 PAGES += [*Path().glob("_*.yml"), *Path("notebooks").glob("*/references.bib"), *Path().glob("CHANGELOG.md")]
 
-if unknown := sorted(set(PAPERS) - set(KNOWN)):
-    raise WorkflowError(f"unknown chapter: {', '.join(unknown)}; known: {', '.join(KNOWN)}")
+
+def run_of(notebook, seed):
+    """The files of a notebook's run, without their suffix."""
+    return Path(RUNS, PRESET, f"seed-{seed}", notebook.parent.name, notebook.stem)
 
 
 def chapter_files(wildcards):
     """What stands beside the notebook; a chapter need not have all of it."""
-    names = ("presets.yaml", "claims.yaml", "expected.yaml", "data.yaml")
+    names = ["presets.yaml", "claims.yaml", "data.yaml", expected_name(wildcards.paper, wildcards.notebook)]
     paths = [Path("notebooks") / wildcards.paper / name for name in names]
     return [str(path) for path in paths if path.exists()]
 
 
 def budget(wildcards):
-    """The chapter's budget; helpers.execute complains about a wrong one."""
+    """The notebook's budget; `papers run` complains about a wrong one."""
     try:
-        budgets = yaml.safe_load(Path(f"notebooks/{wildcards.paper}/presets.yaml").read_text())["budgets"]
-        return {"wall_s": float(budgets[wildcards.preset]["wall_s"]), "gb": float(budgets[wildcards.preset]["memory_gb"])}
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        found = load_presets(Path("notebooks", wildcards.paper, f"{wildcards.notebook}.ipynb")).budgets[PRESET]
+        return {"wall_s": found.wall_s, "gb": found.memory_gb}
+    except (BadRequestError, KeyError):
         return {"wall_s": 600.0, "gb": 4.0}
+
 
 
 def failures():
     """One line for every run that has no verified record."""
     for seed in SEEDS:
-        for paper in PAPERS:
-            run = Path(RUNS, PRESET, f"seed-{seed}", paper, paper)
-            record, verified = run.with_suffix(".json"), run.with_suffix(".verified")
+        for notebook in NOTEBOOKS:
+            run, paper = run_of(notebook, seed), notebook.parent.name
+            name = f"{paper if notebook.stem == paper else f'{paper}/{notebook.stem}'} (seed {seed})"
+            judgement = judge(notebook, run)
             try:
-                status = json.loads(run.with_suffix(".status.json").read_text())
-            except (OSError, ValueError):
-                yield f"{paper} (seed {seed}): was not executed"
+                load_presets(notebook), load_claims(notebook.parent / "claims.yaml")
+            except ValueError as error:
+                yield f"{name}: refused: {error}"
                 continue
-            if status["status"] != "ok":
-                cell = status["last_cell"]
-                where = f" in cell {cell['index']} ({cell['id']})" if cell else ""
-                error = status["error"]
-                yield f"{paper} (seed {seed}): {status['status']}{where}: {error['type']}: {error['message']}"
-            elif not record.exists():
-                yield f"{paper} (seed {seed}): its record is gone"
-            elif not verified.exists() or verified.stat().st_mtime < record.stat().st_mtime:
-                yield f"{paper} (seed {seed}): not verified"
+            if judgement.status != "ok":
+                yield f"{name}: {judgement.status}: {judgement.message}"
+            elif not run.with_suffix(".done").exists():
+                yield f"{name}: was not executed"
+            elif not run.with_suffix(".verified").exists():
+                yield f"{name}: not verified"
+
+
+# A mark whose run cannot be believed (deleted, damaged, half-written) is a lie; without it the run is executed again.
+for _seed in SEEDS:
+    for _notebook in NOTEBOOKS:
+        if (_mark := run_of(_notebook, _seed).with_suffix(".done")).exists():
+            if judge(_notebook, run_of(_notebook, _seed)).status not in ("ok", "stale"):
+                _mark.unlink()
 
 
 wildcard_constraints:
-    preset="[^/]+",
+    preset="[a-z]+",
     seed="[0-9]+",
-    paper="[^/]+",
+    paper="[A-Za-z0-9_]+",
+    notebook="[A-Za-z0-9_]+",
 
 
 localrules:
@@ -91,40 +119,41 @@ rule execute:
     input:
         chapter_files,
         PACKAGE,
-        notebook="notebooks/{paper}/{paper}.ipynb",
+        notebook="notebooks/{paper}/{notebook}.ipynb",
     output:
-        "{runs}/{preset}/seed-{seed}/{paper}/{paper}.json",
+        touch("{runs}/{preset}/seed-{seed}/{paper}/{notebook}.done"),
     threads: 1
     resources:
         mem_mb=lambda wildcards: int(budget(wildcards)["gb"] * 1000),
         runtime=lambda wildcards: int(budget(wildcards)["wall_s"] / 60) + 2,
-        gpu=lambda wildcards: int(wildcards.preset == "full"),
+        gpu=lambda wildcards: int(wildcards.preset in ("gpu", "full")),
     params:
-        python=sys.executable,
+        papers=PAPERS_COMMAND,
     shell:
-        "{params.python:q} -m helpers.execute {input.notebook:q} --preset {wildcards.preset} --seed {wildcards.seed}"
+        "{params.papers:q} run {input.notebook:q} --preset {wildcards.preset:q} --seed {wildcards.seed:q}"
         " --out {wildcards.runs:q}"
 
 
 rule verify:
     input:
-        "{run}/{paper}/{paper}.json",
+        "{run}/{notebook}.done",
     output:
-        touch("{run}/{paper}/{paper}.verified"),
+        touch("{run}/{notebook}.verified"),
     params:
-        python=sys.executable,
+        papers=PAPERS_COMMAND,
+        record=lambda wildcards: f"{wildcards.run}/{wildcards.notebook}.json",
     shell:
-        "{params.python:q} -m helpers.verify check {input:q}"
+        "{params.papers:q} check {params.record:q}"
 
 
 rule book:
     input:
-        expand(f"{RUNS}/{PRESET}/seed-{{seed}}/{{paper}}/{{paper}}.verified", seed=SEEDS, paper=PAPERS),
-        [str(path) for path in PAGES if path.is_file()],
+        [str(run_of(notebook, seed).with_suffix(".verified")) for seed in SEEDS for notebook in NOTEBOOKS],
+        [str(path) for path in PAGES if path.is_file() and "__pycache__" not in path.parts],
     output:
         touch(f"{BOOK}.rendered"),
     params:
-        command=subprocess.list2cmdline(RENDER),
+        command=shlex.join(RENDER),
     shell:
         "{params.command}"
 

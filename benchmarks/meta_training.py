@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from tests.lift import lift  # noqa: E402
+from helpers.engine.lift import lift  # noqa: E402
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
 RUNS, STEPS, ROUNDS, GENES, HIDDEN = 25, 6, 3, 695, 32

@@ -16,9 +16,9 @@ import torch
 from transformers.utils import logging
 
 from helpers.activations import capture
+from helpers.engine.lift import lift
 from helpers.generation import generate
 from helpers.models import load_lm
-from tests.lift import lift
 
 K, NEW_TOKENS, LAYER = 20, 24, "model.layers.14.mlp"
 QUESTIONS = [

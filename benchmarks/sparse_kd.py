@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from lift import lift  # noqa: E402
+from helpers.engine.lift import lift  # noqa: E402
 
 NOTEBOOK = ROOT / "notebooks" / "pretraining_distillation" / "pretraining_distillation.ipynb"
 TOKENS, TOP_K, ROUNDS = 256, 50, 15

@@ -1,19 +1,22 @@
 """The run card: what produced a record, so that two records can be compared."""
 
 import hashlib
+import os
 import platform
 import resource
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from html import escape
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from helpers.html import table
 from helpers.paths import checkout
+from helpers.record import Record
 
 PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 
@@ -44,16 +47,17 @@ def describe_machine(device: torch.device, start: float, commit: str) -> dict[st
     return card
 
 
-def card_html(record: dict[str, Any], regression: str) -> str:
+def card_html(record: Record, regression: str) -> str:
     """Return the run card as an HTML table.
 
     Args:
         record: a run's record.
         regression: what the regression check said.
     """
-    card = record["card"]
+    card = record.card
+    trial = ", changed: " + ", ".join(f"{k} = {v!r}" for k, v in record.changed.items()) if record.changed else ""
     rows = {
-        "preset and seed": f"{record['preset']}, seed {card['seed']}",
+        "preset and seed": f"{record.preset}, seed {record.seed}{trial}",
         "commit": card["commit"],
         "lock": card["lock"],
         "data": "; ".join(f"{name} {digest[:19]}…" for name, digest in card["data"].items()) or "packaged or generated",
@@ -64,25 +68,31 @@ def card_html(record: dict[str, Any], regression: str) -> str:
         "finished": card["finished"],
         "regression": regression,
     }
-    body = "".join(f"<tr><th>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
-    return f'<table class="run-card"><tbody>{body}</tbody></table>'
+    return table((), rows.items(), "run-card")
 
 
-def source_commit() -> str:
-    """Return the checkout's commit, marked when files differ from it; the package version when there is no checkout."""
-    root = checkout()
+def source_commit(root: Path | None = None) -> str:
+    """Return the checkout's own commit, marked when files differ from it; else the version, or why it is not known.
+
+    A checkout unpacked inside another repository, or variables such as `GIT_DIR`, must not lend it a foreign commit.
+    """
+    root = root or checkout()
     if root is None:
         return f"package {_version('papers-executed')}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), "-c", "core.quotePath=false", *args]
+        return subprocess.run(command, env=clean, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return "unknown (the checkout is no repository of its own)"
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except OSError:
+        return "unknown (git is not installed)"
+    except subprocess.CalledProcessError as error:
+        return "unknown (git: " + (error.stderr.strip().splitlines() or ["failed"])[0].split("; ")[0][:80] + ")"
 
 
 def _lock_hash() -> str:

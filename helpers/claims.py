@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from helpers.html import Raw, table
 from helpers.paths import read_yaml
+from helpers.record import PRESETS, Outcome, Verdict
 
 if TYPE_CHECKING:
     from helpers.stats import Estimate
 
-Verdict = Literal["reproduced", "contradicted", "inconclusive", "not testable here"]
-PRESETS = ("reduced", "public", "full")
-Preset = Literal["reduced", "public", "full"]
+Preset = Literal["reduced", "public", "gpu", "full"]
+Evidence = Literal["measured", "recomputed", "derived"]
 
 
 class Claim(BaseModel):
@@ -21,6 +22,14 @@ class Claim(BaseModel):
 
     `reproduced` means: the interval lies beyond `threshold` on the side that `direction` names, or, for
     `equivalent`, inside `threshold` +- `margin`.
+
+    Attributes:
+        evidence: `measured` (this code ran a model or a method on data), `recomputed` (from outputs or tables that
+            others published) or `derived` (arithmetic, theory).
+        ours: the paper does not make this statement; it is never counted as the paper's.
+        headline: the statement in plain words, for one to three claims of a chapter.
+        notebook: which notebook judges it; None is the chapter's main one.
+        presets, why_not: where it can be tested, and why not elsewhere; `gpu` counts as `public` does unless named.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -37,11 +46,20 @@ class Claim(BaseModel):
     presets: list[Preset]
     why_not: dict[Preset, str] = {}
     expectation: str | None = None
+    evidence: Evidence
+    ours: bool = False
+    headline: str | None = Field(default=None, min_length=20)
+    notebook: str | None = None
 
     @model_validator(mode="after")
     def _rule_is_complete(self) -> "Claim":
         if (self.direction == "equivalent") != (self.margin is not None and self.margin > 0):
             raise ValueError("margin: a positive number, given exactly when direction is 'equivalent'")
+        if "gpu" not in self.presets and "gpu" not in self.why_not:
+            if "public" in self.presets:
+                self.presets.append("gpu")
+            elif "public" in self.why_not:
+                self.why_not["gpu"] = self.why_not["public"]
         missing = [p for p in PRESETS if p not in self.presets and not self.why_not.get(p)]
         if missing:
             raise ValueError(f"why_not: a reason is needed for the presets {', '.join(missing)}")
@@ -67,8 +85,12 @@ class Claim(BaseModel):
         return f"{self.direction} than {self.threshold:g}{unit}"
 
 
-def load_claims(path: Path) -> dict[str, Claim]:
+def load_claims(path: Path, notebook: str | None = None) -> dict[str, Claim]:
     """Read and check `claims.yaml`.
+
+    Args:
+        path: the file, in the chapter's folder.
+        notebook: keep the claims of this notebook only.
 
     Returns:
         Claims by id, in the file's order.
@@ -93,7 +115,8 @@ def load_claims(path: Path) -> dict[str, Claim]:
         if claim.id in claims:
             raise ValueError(f"{path.name}: claim {claim.id} stands there twice")
         claims[claim.id] = claim
-    return claims
+    main = path.resolve().parent.name
+    return {k: c for k, c in claims.items() if notebook is None or (c.notebook or main) == notebook}
 
 
 def format_number(value: float) -> str:
@@ -108,33 +131,31 @@ def chip(verdict: str) -> str:
     return f'<span class="verdict verdict-{style}">{symbol} {escape(verdict)}</span>'
 
 
-def _cell(outcome: dict | None) -> str:
-    """One table cell for the outcome of a claim in a record."""
+def outcome_html(outcome: Outcome | None) -> Raw:
+    """Return the outcome of a claim as HTML: verdict, then numbers or the reason."""
     if outcome is None:
-        return "<td>not run</td>"
-    if outcome["verdict"] == "not testable here":
-        return f"<td>{chip('not testable here')}<br><small>{escape(outcome['reason'])}</small></td>"
-    numbers = " ".join(
-        [format_number(outcome["value"]), f"[{format_number(outcome['low'])}, {format_number(outcome['high'])}]"]
-    )
-    return f"<td>{chip(outcome['verdict'])}<br><small>{numbers}, n&nbsp;=&nbsp;{outcome['n']}</small></td>"
+        return Raw("not run")
+    said = escape(outcome.reason or "")
+    if outcome.value is not None and outcome.low is not None and outcome.high is not None:
+        value, low, high = (format_number(number) for number in (outcome.value, outcome.low, outcome.high))
+        said = f"{value} [{low}, {high}], n&nbsp;=&nbsp;{outcome.n}"
+    return Raw(f"{chip(outcome.verdict)}<br><small>{said}</small>")
 
 
-def claims_table(claims: dict[str, Claim], columns: dict[str, dict[str, dict]]) -> str:
+def claims_table(claims: dict[str, Claim], columns: dict[str, dict[str, Outcome]]) -> str:
     """Return the claims table as HTML.
 
     Args:
         claims: claims by id.
         columns: for every column title the outcomes by claim id, as they stand in a record.
     """
-    head = "".join(f"<th>{escape(title)}</th>" for title in ("Claim", "The paper", "Rule", *columns))
     rows = []
     for claim in claims.values():
-        cells = "".join(_cell(outcomes.get(claim.id)) for outcomes in columns.values())
-        rows.append(
-            f"<tr><td><b>{escape(claim.id)}</b> {escape(claim.statement)}<br>"
-            f"<small>{escape(claim.estimand)}</small></td>"
-            f"<td>{escape(claim.paper_value)}<br><small>{escape(claim.source)}</small></td>"
-            f"<td>{escape(claim.rule())}</td>{cells}</tr>"
+        kind = f"{claim.evidence}, not the paper's" if claim.ours else claim.evidence
+        said = (
+            f"<b>{escape(claim.id)}</b> {escape(claim.statement)}<br><small>{escape(claim.estimand)} ({kind})</small>"
         )
-    return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        paper = f"{escape(claim.paper_value)}<br><small>{escape(claim.source)}</small>"
+        cells = [outcome_html(outcomes.get(claim.id)) for outcomes in columns.values()]
+        rows.append([Raw(said), Raw(paper), claim.rule(), *cells])
+    return table(("Claim", "The paper", "Rule", *columns), rows, "claims")

@@ -1,8 +1,7 @@
 """Where things are: the checkout (if there is one), a chapter's files, runs and caches."""
 
-import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,12 @@ def checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() and (root / "notebooks").is_dir() else None
 
 
+def notebooks_of(folder: Path) -> list[Path]:
+    """Return a chapter's notebooks, the main one first; hidden files and checkpoints are none."""
+    found = [path for path in folder.glob("*.ipynb") if not path.name.startswith((".", "_"))]
+    return sorted(found, key=lambda path: (path.stem != folder.resolve().name, path.name))
+
+
 def chapter_dir(paper: str) -> Path:
     """Return the folder with a chapter's YAML files.
 
@@ -29,8 +34,8 @@ def chapter_dir(paper: str) -> Path:
     """
     here = Path.cwd()
     candidates = [here] if here.name == paper and (here / "claims.yaml").is_file() else []
-    if extra := os.environ.get("REPRODUCTIONS_CHAPTERS"):
-        candidates.append(Path(extra) / paper)
+    if extra := _from_environment("REPRODUCTIONS_CHAPTERS"):
+        candidates.append(extra / paper)
     if root := checkout():
         candidates.append(root / "notebooks" / paper)
     candidates.append(PACKAGE / "chapters" / paper)
@@ -41,39 +46,55 @@ def chapter_dir(paper: str) -> Path:
 
 
 def results_dir() -> Path:
-    """Return the folder of committed records (`<preset>/<paper>.json`)."""
+    """Return the folder of committed records (`<preset>/<paper>/<notebook>.json`)."""
     root = checkout()
     return root / "results" if root else PACKAGE / "results"
 
 
+def runs_dir() -> Path:
+    """Return the folder of all runs: `REPRODUCTIONS_RUNS`, or `runs` in the checkout or the working folder."""
+    return _from_environment("REPRODUCTIONS_RUNS") or (checkout() or Path.cwd()) / "runs"
+
+
 def data_dir() -> Path:
     """Return the cache of public data: `REPRODUCTIONS_DATA`, or the user's cache folder."""
-    return Path(os.environ.get("REPRODUCTIONS_DATA") or Path(pooch.os_cache("reproductions")) / "data")
+    return _from_environment("REPRODUCTIONS_DATA") or _user_cache() / "data"
 
 
 def models_dir() -> Path:
     """Return the cache of converted model weights: `REPRODUCTIONS_MODELS`, or the user's cache folder."""
-    return Path(os.environ.get("REPRODUCTIONS_MODELS") or Path(pooch.os_cache("reproductions")) / "models")
+    return _from_environment("REPRODUCTIONS_MODELS") or _user_cache() / "models"
 
 
-def record_path(paper: str, preset: str, seed: int) -> Path:
-    """Return where a run's record goes: `REPRODUCTIONS_RECORD`, or a place under `REPRODUCTIONS_RUNS`."""
-    if exact := os.environ.get("REPRODUCTIONS_RECORD"):
-        return Path(exact)
-    runs = os.environ.get("REPRODUCTIONS_RUNS")
-    base = Path(runs) if runs else (checkout() or Path.cwd()) / "runs"
-    return base / preset / f"seed-{seed}" / paper / f"{paper}.json"
+def _from_environment(name: str) -> Path | None:
+    """A folder that the environment names, absolute; a relative one counts from the working folder."""
+    given = os.environ.get(name)
+    return Path(given).expanduser().absolute() if given else None
+
+
+def _user_cache() -> Path:
+    cache = Path(pooch.os_cache("reproductions"))
+    if not cache.is_absolute():
+        raise RuntimeError("no home folder for caches: set HOME, or REPRODUCTIONS_DATA and REPRODUCTIONS_MODELS")
+    return cache
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+
+    The file gets the mode that the umask gives, so that a shared folder stays shared.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    Path(handle.name).chmod(0o644)
-    os.replace(handle.name, path)
+    part = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
+    try:
+        with part.open("x", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def read_yaml(path: Path) -> Any:
@@ -83,14 +104,6 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is not valid YAML; the message names the file, line and problem.
     """
     try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record at `path`, or None when there is none or it is not complete."""
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    return record if record.get("complete") is True else None

@@ -106,7 +106,9 @@ class Record(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise RecordError(f"{path.name}: not a complete record: {where + ': ' if where else ''}{first['msg']}") from None
+            raise RecordError(
+                f"{path.name}: not a complete record: {where + ': ' if where else ''}{first['msg']}"
+            ) from None
         if not isinstance(record.parameters.get("seed"), int):
             raise RecordError(f"{path.name}: not a complete record: parameters.seed: an integer is needed")
         return record

@@ -1,6 +1,5 @@
 """`Run`: one execution of a chapter, from its parameters to its record."""
 
-import json
 import os
 import random
 import time
@@ -15,13 +14,15 @@ import torch
 from IPython.display import HTML, display
 
 from helpers import data as data_registry
-from helpers import figures, verify
+from helpers import figures
 from helpers.card import card_html, describe_machine, source_commit
 from helpers.claims import claims_table, load_claims
-from helpers.paths import chapter_dir, read_record, record_path, results_dir, write_atomically
+from helpers.paths import chapter_dir, write_atomically
+from helpers.record import Metric, Outcome, Record, committed_records, record_path
+from helpers.request import changed_from_preset
 from helpers.stats import Estimate
+from helpers.verify import Expected, RegressionError, compare, load_expected
 
-SCHEMA = 1
 PLAIN = (bool, int, float, str, list)
 
 
@@ -29,39 +30,49 @@ class Run:
     """Collects what a chapter measures and, in `finish()`, judges and stores it.
 
     Attributes:
-        paper: name of the chapter.
+        paper, notebook: name of the chapter and stem of the notebook.
         parameters: the annotated values of the parameters cell, by name.
         preset, seed: two parameters that every chapter has.
+        changed: parameters that differ from the preset that the run names; such a run is a trial, speaks for no preset
+            and gets a folder of its own.
         device: where tensors live; the CPU for `reduced`, so that its numbers can be compared between machines.
     """
 
-    def __init__(self, paper: str, namespace: Mapping[str, Any]) -> None:
-        """Start the clock, seed every generator and read the claims.
+    def __init__(self, paper: str, namespace: Mapping[str, Any], *, notebook: str | None = None) -> None:
+        """Check the request, start the clock, seed every generator and read the claims.
 
         Args:
             paper: name of the chapter, that is of its folder.
             namespace: the notebook's `globals()`; its annotated plain values are the parameters.
+            notebook: stem of the notebook; None is the chapter's main one, which is named like the chapter.
 
         Raises:
-            ValueError: `preset` or `seed` is missing, or `claims.yaml` is wrong.
+            ValueError: `preset` or `seed` is missing, or `claims.yaml` or `expected.yaml` is wrong.
+            BadRequestError: a parameter is unknown or out of range, or a preset is named without its values.
         """
         self._start, self._commit = time.perf_counter(), source_commit()
-        self.paper = paper
+        self.paper, self.notebook = paper, notebook or paper
         self.parameters = _parameters(namespace)
         self.preset, self.seed = self.parameters["preset"], self.parameters["seed"]
-        self.claims = load_claims(chapter_dir(paper) / "claims.yaml")
-        self.path = record_path(paper, self.preset, self.seed)
+        folder = chapter_dir(paper)
+        self.claims = load_claims(folder / "claims.yaml", self.notebook)
+        source = folder / f"{self.notebook}.ipynb"
+        self.changed = changed_from_preset(source, self.parameters) if source.is_file() else {}
+        self.path = record_path(paper, self.notebook, self.preset, self.seed, self.changed)
         self.device = torch.device("cuda" if torch.cuda.is_available() and self.preset != "reduced" else "cpu")
-        self._metrics: dict[str, dict[str, Any]] = {}
-        self._outcomes: dict[str, dict[str, Any]] = {}
+        self._expected, self._not_compared = self._gate_of(folder)
+        self._metrics: dict[str, Metric] = {}
+        self._outcomes: dict[str, Outcome] = {}
         self._figures: dict[str, str | None] = {}
         self._data: dict[str, str] = {}
-        self.path.unlink(missing_ok=True)  # a record never outlives the run that it describes
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
         torch.manual_seed(self.seed)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
+        if self.changed:
+            said = ", ".join(f"{name} = {value!r}" for name, value in self.changed.items())
+            print(f"a trial, not the preset {self.preset}: {said}; its files go to {self.path.parent}")
 
     def rng(self, stream: int | str = 0) -> np.random.Generator:
         """Return a NumPy generator of its own for each `stream` of this run's seed."""
@@ -102,17 +113,24 @@ class Run:
             gate: False keeps the number out of the regression check (for example a duration).
 
         Raises:
-            ValueError: the name is taken, or the value is not finite.
+            ValueError: the name is taken, or the value is not finite (a trial may leave it undefined).
+            RegressionError: out of tolerance, where `REPRODUCTIONS_FAIL_FAST` asks to be told at once.
         """
         if name in self._metrics:
             raise ValueError(f"metric '{name}' was noted before")
         if isinstance(value, Estimate):
             interval, n, value = (value.low, value.high), value.n, value.value
         if not np.isfinite(value):
-            raise ValueError(f"metric '{name}' is not finite: {value}")
-        ends = None if interval is None else [float(end) for end in interval]
-        entry = {"value": float(value), "interval": ends, "n": n, "unit": unit}
-        self._metrics[name] = entry | {"null": null, "floor": float(floor), "gate": bool(gate)}
+            if not self.changed:
+                raise ValueError(f"metric '{name}' is not finite: {value}")
+            value, interval = None, None
+        ends = None if interval is None else (float(interval[0]), float(interval[1]))
+        number = None if value is None else float(value)
+        metric = Metric(value=number, interval=ends, n=n, unit=unit, null=null, floor=float(floor), gate=bool(gate))
+        self._metrics[name] = metric
+        wanted = self._expected.metrics.get(name) if self._expected else None
+        if os.environ.get("REPRODUCTIONS_FAIL_FAST") and wanted and (said := wanted.problem(name, number)):
+            raise RegressionError(f"regression: {said}")
 
     def claim(
         self, name: str, estimate: Estimate | float, interval: tuple[float, float] | None = None, n: int = 1
@@ -139,9 +157,15 @@ class Run:
             if interval is None:
                 raise ValueError(f"claim '{name}': a plain number needs its interval")
             estimate = Estimate(float(estimate), float(interval[0]), float(interval[1]), n)
+        if not np.isfinite(estimate.value):
+            if not self.changed:
+                raise ValueError(f"claim '{name}': its estimate is undefined ({estimate})")
+            reason = "the estimate is undefined at these sizes (for example, one class is absent)"
+            self._outcomes[name] = Outcome(verdict="inconclusive", n=estimate.n, reason=reason)
+            return "inconclusive"
         verdict = self.claims[name].verdict(estimate)
         numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-        self._outcomes[name] = {"verdict": verdict, **numbers, "n": estimate.n, "level": estimate.level}
+        self._outcomes[name] = Outcome(verdict=verdict, **numbers, n=estimate.n, level=estimate.level)
         return verdict
 
     def figure(
@@ -172,20 +196,20 @@ class Run:
             self._figures[name] = f"{target.parent.name}/{target.name}"
         display(HTML(page))
 
+    def committed(self, preset: str) -> Record | None:
+        """Return this notebook's committed record of a larger preset, for text that quotes it."""
+        return committed_records(self.paper, self.notebook).get(preset)
+
     def verdicts(self) -> None:
         """Show the claims: the paper's number, this run, and the committed records of the larger presets."""
         columns = {f"this run ({self.preset})": self._all_outcomes()}
-        for preset in ("public", "full"):
-            record = read_record(results_dir() / preset / f"{self.paper}.json") if preset != self.preset else None
-            if record is not None:
-                columns[preset] = record["claims"]
+        for preset, record in committed_records(self.paper, self.notebook).items():
+            if preset not in ("reduced", self.preset):
+                columns[preset] = record.claims
         display(HTML(claims_table(self.claims, columns)))
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> Record:
         """Judge the run, show its card and write its record; the last call of a chapter.
-
-        Returns:
-            The record.
 
         Raises:
             ValueError: a claim that is testable with this preset was not judged, or nothing was measured.
@@ -194,45 +218,43 @@ class Run:
         missing = [c.id for c in self.claims.values() if self.preset in c.presets and c.id not in self._outcomes]
         if missing or not self._metrics:
             raise ValueError(f"claims not judged: {', '.join(missing)}" if missing else "nothing was measured")
-        record = self._record()
-        note = self._gate(record)
-        display(HTML(card_html(record, note)))
-        write_atomically(self.path, json.dumps(record, indent=1) + "\n")
+        machine = describe_machine(self.device, self._start, self._commit)
+        record = Record(
+            paper=self.paper,
+            notebook=self.notebook,
+            preset=self.preset,
+            parameters=self.parameters,
+            changed=self.changed,
+            metrics=self._metrics,
+            claims=self._all_outcomes(),
+            figures=self._figures,
+            card=machine | {"data": self._data, "seed": self.seed},
+        )
+        if self._expected and (problems := compare(record, self._expected)):
+            raise RegressionError("regression: " + "; ".join(problems))
+        gated = f"{len(self._expected.metrics)} metrics within tolerance" if self._expected else self._not_compared
+        display(HTML(card_html(record, gated)))
+        record.write(self.path)
         return record
 
-    def _gate(self, record: dict[str, Any]) -> str:
-        """Compare with the expected values; return what was compared, in words."""
-        expected = verify.load_expected(self.paper)
+    def _gate_of(self, folder: Path) -> tuple[Expected | None, str]:
+        """The expected values that speak of this run; without them the reason in words."""
+        expected = load_expected(folder, self.notebook)
         if os.environ.get("REPRODUCTIONS_CALIBRATE"):
-            return "not compared (calibration run)"
-        if reason := verify.applies(expected, record):
-            return f"not compared ({reason})"
-        if problems := verify.compare(record, expected):
-            raise verify.RegressionError("regression: " + "; ".join(problems))
-        return f"{len(expected['metrics'])} metrics within tolerance"
+            return None, "not compared (calibration run)"
+        if expected is None:
+            return None, "not compared (never calibrated)"
+        reason = expected.not_about(self.preset, self.parameters)
+        return (None, f"not compared ({reason})") if reason else (expected, "")
 
-    def _record(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "paper": self.paper,
-            "notebook": self.path.stem,
-            "preset": self.preset,
-            "parameters": self.parameters,
-            "metrics": self._metrics,
-            "claims": self._all_outcomes(),
-            "figures": self._figures,
-            "card": describe_machine(self.device, self._start, self._commit) | {"data": self._data, "seed": self.seed},
-            "complete": True,
-        }
-
-    def _all_outcomes(self) -> dict[str, dict[str, Any]]:
+    def _all_outcomes(self) -> dict[str, Outcome]:
         """Outcomes in the order of `claims.yaml`, with the claims that this preset cannot test."""
         outcomes = {}
         for name, claim in self.claims.items():
             if name in self._outcomes:
                 outcomes[name] = self._outcomes[name]
             elif self.preset not in claim.presets:
-                outcomes[name] = {"verdict": "not testable here", "reason": claim.why_not[self.preset]}
+                outcomes[name] = Outcome(verdict="not testable here", reason=claim.why_not[self.preset])
         return outcomes
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.execute import run_folder
+from helpers.record import record_path
 
 TESTS = Path(__file__).resolve().parent
 CHAPTERS = TESTS / "fixtures" / "chapters"
@@ -20,7 +20,7 @@ sys.path.insert(0, str(TESTS))  # for the modules `lift` and `tiny`
 
 @dataclass
 class Execution:
-    """What `python -m helpers.execute` did: exit code, what it said, and the files it left."""
+    """What `papers run` did: exit code, what it said, and the files it left."""
 
     code: int
     out: str
@@ -54,10 +54,11 @@ def execute(tmp_path) -> Callable[..., Execution]:
     def call(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Execution:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | (environment or {})
         out, paper = tmp_path / "runs", folder.name
-        command = [sys.executable, "-m", "helpers.execute", str(folder / f"{paper}.ipynb"), "--out", str(out)]
+        command = [sys.executable, "-m", "helpers.engine.execute", str(folder / f"{paper}.ipynb"), "--out", str(out)]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=clean, timeout=300)
-        trial = [(n, v) for flag, n, v in zip(arguments, arguments[1:], arguments[2:], strict=False) if flag == "-p"]
-        folder = run_folder(out, "reduced", 0, paper, trial)
+        trial = [n for flag, n in zip(arguments, arguments[1:], strict=False) if flag == "-p"]
+        found = [path for path in out.glob(f"reduced{'+*' if trial else ''}/seed-0/{paper}") if path.is_dir()]
+        folder = found[0] if found else record_path(paper, paper, "reduced", 0, out=out).parent
         return Execution(done.returncode, done.stdout, done.stderr, folder, paper)
 
     return call

@@ -1,38 +1,46 @@
 """Execute a notebook: a checked request, papermill in a child process within budgets, and a truthful status file.
 
-    python -m helpers.execute notebooks/<paper>/<paper>.ipynb --preset reduced --seed 0 -p n_items 12 --out runs
+    papers run rm_bench --preset reduced --seed 0 -p n_items 12 --out runs
 
 Writes `<out>/<preset>/seed-<seed>/<paper>/<notebook>.ipynb` (kept however far the run came), `.status.json` and, only
-when the run succeeded, the record `.json`. With `-p` the preset's folder carries the changed parameters in its name, so
-that a trial never takes the place of a preset's run.
+when the run succeeded, the record `.json`. With `-p` the preset's folder gets a name of its own, so that a trial never
+takes the place of a preset's run. What an earlier good run left is kept in `<notebook>.before` until this one succeeded.
 
-Exit code: 0 the run succeeded; 1 it did not, and status.json says how; 2 the request was refused before a kernel
-started.
+Exit code: 0 the run succeeded; 1 it did not, and status.json says how; 2 the request was refused, nothing was touched.
 """
 
 import multiprocessing
-import re
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
-import click
 import psutil
+import typer
 
-from helpers.parameters import BadRequestError
-from helpers.paths import read_record
-from helpers.presets import Budget, Request, resolve
-from helpers.status import Status, refused
-from helpers.worker import work
+from helpers.engine.status import Status
+from helpers.engine.worker import Lock, LockedError, work
+from helpers.paths import checkout, notebooks_of
+from helpers.record import Record, RecordError, record_path
+from helpers.request import BadRequestError, Budget, Request, hint, resolve
 
 POLL_S = 0.2
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB")}
-ENVIRONMENT = THREADS | {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+ENVIRONMENT = THREADS | {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUTF8": "1"}
+
+
+def _memory(process: psutil.Process) -> int:
+    """Proportional set size where the system tells it (Linux), else resident memory."""
+    try:
+        return process.memory_full_info().pss
+    except (AttributeError, psutil.AccessDenied):
+        return process.memory_info().rss
 
 
 class Tree:
@@ -44,13 +52,13 @@ class Tree:
         self.seen: dict[int, psutil.Process] = {}
 
     def measure(self) -> int:
-        """Look at all living processes once; return their resident memory in bytes."""
+        """Look at all living processes once; return their memory in bytes, what they share counted once (PSS)."""
         with suppress(psutil.NoSuchProcess):
             self.seen |= {p.pid: p for p in self.root.children(recursive=True) if p.pid not in self.seen}
         total = 0
         for process in [self.root, *self.seen.values()]:
             with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
+                total += _memory(process)
         return total
 
     def kill(self, *, root: bool) -> None:
@@ -61,43 +69,75 @@ class Tree:
                 process.kill()
 
 
-def run_folder(out: Path, preset: str, seed: int, paper: str, overrides: Iterable[tuple[str, str]] = ()) -> Path:
-    """Return the folder of a run's files below `out`."""
-    changed = "".join(f"+{name}={re.sub(r'[^A-Za-z0-9_.-]', '_', text)[:40]}" for name, text in sorted(overrides))
-    return out / (preset + changed) / f"seed-{seed}" / paper
+def find_notebook(target: str) -> Path:
+    """Return the notebook that a person named: a path, `<paper>` or `<paper>/<notebook>`.
+
+    Raises:
+        BadRequestError: there is none; near misses are offered.
+    """
+    if target.endswith(".ipynb") or Path(target).is_file():
+        if not Path(target).is_file():
+            raise BadRequestError(f"{target}: no such notebook")
+        return Path(target)
+    root = checkout() or Path.cwd()
+    known = {
+        path.parent.name if path.stem == path.parent.name else f"{path.parent.name}/{path.stem}": path
+        for folder in sorted((root / "notebooks").glob("*/"))
+        for path in notebooks_of(folder)
+    }
+    paper, _, study = target.partition("/")
+    name = paper if study in ("", paper) else target
+    if name not in known:
+        raise BadRequestError(
+            f"no chapter or notebook '{target}'{hint(name, known)}; known: {', '.join(known) or 'none'}"
+        )
+    return known[name]
 
 
 def execute(
     notebook: Path,
     request: Request,
-    folder: Path,
+    out: Path,
     *,
     environment: dict[str, str] | None = None,
     progress: bool = False,
 ) -> Status:
-    """Run a checked request; return its status, which also lies in `folder`.
+    """Run a checked request; return its status, which also lies beside the record.
 
     Args:
         notebook: the source; it runs in its own folder, so that its YAML files are found.
-        request: what `helpers.presets.resolve` returned.
-        folder: where notebook, record and status go; what an earlier run left there is removed first.
+        request: what `helpers.request.resolve` returned.
+        out: the folder of all runs.
         environment: more environment variables for the kernel.
         progress: print a line on standard error as each cell starts.
+
+    Raises:
+        LockedError: this very request is being executed already.
+        OSError: its files cannot be written.
     """
-    status = Status(notebook, folder, request.values)
-    status.clear()
-    status.write(finished=False)  # what a reader must believe if this very process is killed
-    variables = ENVIRONMENT | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
-    job = (notebook.resolve(), status.executed, request.changed, variables, request.budget.cell_s)
-    _supervise(status, job, request.budget, progress)
-    if status.status == "ok" and not _record_fits(status.record, request):
-        status.end("error", "NoRecordError", "the notebook ended without its record (its last call is run.finish())")
-    if status.status != "ok":
-        status.record.unlink(missing_ok=True)
-    else:
-        status.log.unlink(missing_ok=True)
-    status.write(finished=True)
+    where = (request.paper, request.notebook, request.preset, request.seed, request.changed)
+    record = record_path(*where, out=out.absolute())
+    lock = Lock(record.with_name(f".{record.stem}.lock"))
+    try:
+        status = Status(notebook, record, request.values)
+        status.set_aside()
+        status.write(finished=False)  # what a reader must believe if this very process is killed
+        variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
+        job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
+        _supervise(status, job, request.budget, progress)
+        if status.status == "ok" and (problem := _unfit(status.record, request)):
+            status.end("error", "NoRecordError", problem)
+        status.settle()
+    finally:
+        lock.release()
     return status
+
+
+def _absolute() -> dict[str, str]:
+    """Folders that the environment names, made absolute: the kernel works in the notebook's folder."""
+    names = [name for name in os.environ if name.startswith("REPRODUCTIONS_")]
+    folders = [name for name in names if name.split("_")[1] in ("DATA", "MODELS", "RUNS", "CHAPTERS")]
+    return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in folders if os.environ[name]}
 
 
 def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> None:
@@ -126,7 +166,7 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
             if event and event[0] == "cell":
                 status.cell = {"index": event[1], "id": event[2]}
                 if progress:
-                    click.echo(f"{now - status.start:6.0f} s  cell {event[1]:3d}  {event[2]}", err=True)
+                    typer.echo(f"{now - status.start:6.0f} s  cell {event[1]:3d}  {event[2]}", err=True)
             elif event and stopped_at is None:
                 status.end(*event[1:])
                 stopped_at = now  # nothing of the run may stay behind
@@ -149,41 +189,56 @@ def _reason_to_stop(status: Status, budget: Budget, signals: list[int], now: flo
     return None
 
 
-def _record_fits(path: Path, request: Request) -> bool:
-    """Tell whether the notebook wrote a complete record of this very request."""
+def _unfit(path: Path, request: Request) -> str | None:
+    """Return None when the notebook wrote a complete record of this very request, else what is wrong."""
     try:
-        record = read_record(path)
-    except ValueError:
-        return False
-    return record is not None and all(record["parameters"].get(k) == v for k, v in request.values.items())
+        record = Record.read(path)
+    except RecordError as error:
+        return f"the notebook ended without its record (its last call is run.finish()): {error}"
+    other = [name for name, value in request.values.items() if record.parameters.get(name) != value]
+    return f"the record is of another request: {', '.join(other)}" if other else None
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
-@click.argument("notebook", type=click.Path(path_type=Path))
-@click.option("--preset", default="reduced", show_default=True, help="a preset of presets.yaml")
-@click.option("--seed", default=0, show_default=True, help="random seed")
-@click.option("-p", "--parameter", "overrides", nargs=2, multiple=True, metavar="NAME VALUE", help="may be repeated")
-@click.option("--out", type=click.Path(path_type=Path), default="runs", envvar="REPRODUCTIONS_RUNS", help="all runs")
-@click.option("--calibrate", is_flag=True, help="do not compare with expected.yaml")
-def main(
-    notebook: Path, preset: str, seed: int, overrides: tuple[tuple[str, str], ...], out: Path, calibrate: bool
+def run_command(
+    notebook: Annotated[str, typer.Argument(help="<paper>, <paper>/<notebook>, or the path of an .ipynb file")],
+    preset: Annotated[str, typer.Option(help="a preset of presets.yaml")] = "reduced",
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
+    parameter: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated")
+    ] = None,
+    out: Annotated[Path, typer.Option(envvar="REPRODUCTIONS_RUNS", help="folder of all runs")] = Path("runs"),
+    calibrate: Annotated[bool, typer.Option(help="do not compare with the expected values")] = False,
 ) -> None:
-    """Execute a notebook from the command line."""
-    folder = run_folder(out, preset, seed, notebook.resolve().parent.name, overrides)
-    try:
-        request = resolve(notebook, preset, seed, overrides)
-    except BadRequestError as error:
-        if folder.is_dir():  # an earlier run of this request no longer speaks for it
-            refused(notebook, folder, {"preset": preset, "seed": seed}, str(error))
-        click.echo(f"refused: {error}", err=True)
-        sys.exit(2)
+    """Execute a notebook within its budgets and leave notebook, status and record below --out."""
     environment = {"REPRODUCTIONS_CALIBRATE": "1"} if calibrate else {}
-    status = execute(notebook, request, folder, environment=environment, progress=sys.stderr.isatty())
-    click.echo(f"{status.summary()}, files in {folder}")
+    try:
+        path = find_notebook(notebook)
+        overrides = [(name, value) for name, _, value in (text.partition("=") for text in parameter or [])]
+        request = resolve(path, preset, seed, overrides, calibrate=calibrate)
+        status = execute(path, request, out, environment=environment, progress=sys.stderr.isatty())
+    except (BadRequestError, LockedError) as error:
+        typer.echo(f"refused: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"cannot write the run's files: {error.strerror}: {error.filename or out}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{status.summary()}, files in {status.record.parent}")
     if status.status != "ok":
-        click.echo(status.failure(), err=True)
-        sys.exit(1)
+        typer.echo(status.failure(), err=True)
+        raise typer.Exit(1)
+
+
+def pair_up(arguments: Sequence[str]) -> list[str]:
+    """Write `-p NAME VALUE`, as papermill has it, the way that typer can read: `-p NAME=VALUE`."""
+    found, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        found.append(word)
+        if word in ("-p", "--parameter") and len(rest) > 1 and rest[0].isidentifier():
+            found.append(f"{rest.pop(0)}={rest.pop(0)}")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = pair_up(sys.argv[1:])
+    typer.run(run_command)

@@ -15,7 +15,9 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.paths import checkout
+
+ROOT = checkout() or Path.cwd()
 
 
 def lift(notebook: str | Path, names: Iterable[str], extra_globals: Mapping[str, Any] | None = None) -> SimpleNamespace:
@@ -92,14 +94,23 @@ def _harmless(statements: list[ast.stmt]) -> bool:
     return all(isinstance(s, definitions) or not any(isinstance(n, ast.Call) for n in ast.walk(s)) for s in statements)
 
 
-def sabotage(paper: str, replace: Mapping[str, str], folder: Path | None = None, timeout_s: int = 900) -> str:
-    """Run a copy of a chapter with broken code and return its error, "Name: message".
+def sabotage(
+    paper: str,
+    replace: Mapping[str, str],
+    folder: Path | None = None,
+    timeout_s: int = 900,
+    notebook: str | None = None,
+) -> str:
+    """Run a copy of a notebook with broken code and return its error, "Name: message".
+
+    The gate tells at once: a metric out of tolerance raises where it is noted.
 
     Args:
         paper: name of the chapter.
         replace: text in the code cells -> text to put there; each must stand in them exactly once.
         folder: the chapter's folder [notebooks/<paper>].
         timeout_s: limit for one cell.
+        notebook: stem of the notebook [the chapter's main one].
 
     Raises:
         LookupError: a replacement does not match exactly once.
@@ -108,14 +119,15 @@ def sabotage(paper: str, replace: Mapping[str, str], folder: Path | None = None,
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch, "notebooks", paper)
         shutil.copytree(folder or ROOT / "notebooks" / paper, copy)
-        notebook = nbformat.read(copy / f"{paper}.ipynb", as_version=4)
+        content = nbformat.read(copy / f"{notebook or paper}.ipynb", as_version=4)
         for old, new in replace.items():
-            _replace_once(notebook, old, new)
-        before = {name: os.environ.get(name) for name in ("REPRODUCTIONS_RECORD", "REPRODUCTIONS_RUNS")}
+            _replace_once(content, old, new)
+        settings = {"REPRODUCTIONS_RUNS": str(Path(scratch, "runs")), "REPRODUCTIONS_FAIL_FAST": "1"}
+        before = {name: os.environ.get(name) for name in ("REPRODUCTIONS_RECORD", *settings)}
         os.environ.pop("REPRODUCTIONS_RECORD", None)
-        os.environ["REPRODUCTIONS_RUNS"] = str(Path(scratch, "runs"))  # the kernel inherits it
+        os.environ |= settings  # the kernel inherits them
         try:
-            NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(copy)}}).execute()
+            NotebookClient(content, timeout=timeout_s, resources={"metadata": {"path": str(copy)}}).execute()
         except CellExecutionError as error:
             if records := [
                 p for p in Path(scratch, "runs").rglob("*.json") if json.loads(p.read_text()).get("complete")

@@ -1,7 +1,9 @@
 """The status file of a run: how it ended, where, and what it used. It starts as the sad truth and improves."""
 
 import json
+import os
 import re
+import shutil
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.paths import checkout, write_atomically
+from helpers.record import find_record
 
 
 class Status:
@@ -23,12 +26,19 @@ class Status:
         peak_bytes: largest resident memory of all processes of the run together.
     """
 
-    def __init__(self, notebook: Path, folder: Path, parameters: dict[str, Any]) -> None:
-        """Name the files; until `end` is called the run counts as killed."""
-        folder = folder.resolve()
-        self.executed, self.record, self.path, self.log = (
-            folder / f"{notebook.stem}{kind}" for kind in (".ipynb", ".json", ".status.json", ".log")
+    def __init__(self, notebook: Path, record: Path, parameters: dict[str, Any]) -> None:
+        """Name the files; until `end` is called the run counts as killed.
+
+        Args:
+            notebook: the source.
+            record: where its record goes; the other files stand beside it.
+            parameters: every parameter of the run.
+        """
+        self.record, stem = record, record.stem
+        self.executed, self.path, self.log = (
+            record.with_name(f"{stem}{kind}") for kind in (".ipynb", ".status.json", ".log")
         )
+        self.before = record.with_name(f"{stem}.before")
         self.identity = {"schema": 1, "paper": notebook.resolve().parent.name, "notebook": notebook.stem}
         self.identity |= {"preset": parameters["preset"], "seed": parameters["seed"], "parameters": parameters}
         self.end("killed", "Unfinished", "the run was stopped before it could report its end")
@@ -37,10 +47,26 @@ class Status:
         self.start, self.started = time.monotonic(), _now()
         self.wall_s = 0.0
 
-    def clear(self) -> None:
-        """Remove what an earlier run left in these places."""
-        for path in (self.record, self.executed, self.path, self.log):
+    def set_aside(self) -> None:
+        """Move what an earlier good run left out of the way, and remove what a failed one left."""
+        kept = (self.record, self.executed, self.path)
+        if find_record(self.record):
+            shutil.rmtree(self.before, ignore_errors=True)
+            self.before.mkdir()
+            for path in kept:
+                if path.exists():
+                    os.replace(path, self.before / path.name)
+        for path in (*kept, self.log):
             path.unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Write the last word; after a success what was set aside is no longer needed."""
+        if self.status == "ok":
+            self.log.unlink(missing_ok=True)
+            shutil.rmtree(self.before, ignore_errors=True)
+        else:
+            self.record.unlink(missing_ok=True)
+        self.write(finished=True)
 
     def end(self, status: str, error: str | None = None, message: str | None = None) -> None:
         """Set how the run ended."""
@@ -62,27 +88,23 @@ class Status:
 
     def summary(self) -> str:
         """Return one line: which run, how it ended, time and memory."""
-        run = f"{self.identity['notebook']} ({self.identity['preset']}, seed {self.identity['seed']})"
+        paper, notebook = self.identity["paper"], self.identity["notebook"]
+        name = paper if notebook == paper else f"{paper}/{notebook}"
+        run = f"{name} ({self.identity['preset']}, seed {self.identity['seed']})"
         return f"{run}: {self.status} after {self.wall_s:.1f} s, peak memory {self.peak_bytes / 1e9:.2f} GB"
 
     def failure(self) -> str:
         """Return one line: in which cell and why a run failed."""
         where = f"cell {self.cell['index']} ({self.cell['id']}): " if self.cell else ""
-        return f"{where}{self.error}: {self.message}"
-
-
-def refused(notebook: Path, folder: Path, parameters: dict[str, Any], message: str) -> None:
-    """Replace an earlier run's files by a status that says why its request is refused now."""
-    status = Status(notebook, folder, parameters)
-    status.clear()
-    status.end("error", "BadRequestError", message)
-    status.write(finished=True)
+        kept = f" (an earlier good run is kept in {self.before.name})" if self.before.is_dir() else ""
+        return f"{where}{self.error}: {self.message}{kept}"
 
 
 def short(message: str, limit: int = 800) -> str:
     """Return an error message on one line, without terminal colours and without the paths of this machine."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", message).split())
-    for place, name in ((checkout(), "."), (Path(tempfile.gettempdir()), "<tmp>"), (Path.home(), "~")):
+    home = Path(os.path.expanduser("~"))  # unlike Path.home() it does not raise where there is none
+    for place, name in ((checkout(), "."), (Path(tempfile.gettempdir()), "<tmp>"), (home, "~")):
         if place is not None and len(place.parts) > 1:
             text = text.replace(f"{place}/", f"{name}/")
     text = re.sub(r"(?<![\w:/.~>-])/(?:[\w.@+-]+/)+([\w.@+-]+)", r".../\1", text)

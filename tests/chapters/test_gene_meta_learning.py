@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
 from torch.func import grad, vmap
 
+from helpers.engine.lift import lift, sabotage
 from helpers.models import packaged
-from tests.lift import lift, sabotage
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
 NAMES = (

@@ -18,10 +18,11 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from lift import lift, sabotage
 from tiny import save_tiny
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from helpers.engine.lift import lift, sabotage
 
 PAPER = "pretraining_distillation"
 NOTEBOOK = f"notebooks/{PAPER}/{PAPER}.ipynb"
@@ -392,7 +393,7 @@ import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 import torch
-from lift import lift
+from helpers.engine.lift import lift
 parts = lift("{notebook}", ["LogitsStore", "top_probs"])
 store = parts.LogitsStore(Path("{folder}"), "key")
 print("ready", flush=True)
@@ -495,7 +496,16 @@ def test_designs_of_one_seed_are_paired(trainer, tmp_path):
 
 
 def run_notebook(out: Path, preset: str = "reduced", settings: dict = TINY) -> subprocess.Popen:
-    command = [sys.executable, "-m", "helpers.execute", str(ROOT / NOTEBOOK), "--preset", preset, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.engine.execute",
+        str(ROOT / NOTEBOOK),
+        "--preset",
+        preset,
+        "--out",
+        str(out),
+    ]
     command += [word for name, value in settings.items() for word in ("-p", name, str(value))]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")}
     return subprocess.Popen(command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

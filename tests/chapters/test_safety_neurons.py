@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lift import lift, sabotage
 from safetensors.torch import save_file
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForSequenceClassification
 
+from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
 
@@ -362,7 +362,17 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
         "n_guard": 20,
     }
     changes = [text for name, value in small.items() for text in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "helpers.execute", NOTEBOOK, "--preset", "full", *changes, "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "helpers.engine.execute",
+        NOTEBOOK,
+        "--preset",
+        "full",
+        *changes,
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads(next(tmp_path.rglob("safety_neurons.json")).read_text())

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lift import lift, sabotage
 from tiny import save_tiny, tiny_llama, word_tokenizer
 
+from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_lm, packaged
 
 NOTEBOOK = "notebooks/seakr/seakr.ipynb"
@@ -344,7 +344,7 @@ def test_full_preset_runs_on_a_saved_model(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "helpers.execute",
+        "helpers.engine.execute",
         str(notebook),
         "--preset",
         "full",

@@ -14,7 +14,6 @@ import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
-
 from helpers.execute import main as execute_command
 
 SECRETS = ("/tmp/", "/home/", os.path.expanduser("~") + "/", os.getcwd())
@@ -126,7 +125,7 @@ def test_failed_run_takes_the_earlier_record_away_and_leaves_other_chapters_alon
 
 
 def _start_sleeping(folder, out):
-    command = [sys.executable, "-m", "helpers.execute", str(folder / "plain.ipynb"), "--out", str(out)]
+    command = [sys.executable, "-m", "helpers.engine.execute", str(folder / "plain.ipynb"), "--out", str(out)]
     process = subprocess.Popen([*command, "-p", "action", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     status = out / "reduced+action=sleep" / "seed-0" / "plain" / "plain.status.json"
     deadline = time.monotonic() + 60

@@ -6,13 +6,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CHAPTERS
-from papermill.engines import NBClientEngine
-
 from helpers.execute import run_folder
 from helpers.parameters import BadRequestError, Parameter, schema
 from helpers.presets import resolve
 from helpers.status import Status, refused, short
 from helpers.worker import _engine
+from papermill.engines import NBClientEngine
 
 PLAIN = CHAPTERS / "plain" / "plain.ipynb"
 

@@ -3,7 +3,8 @@
 import nbformat
 import pytest
 from conftest import CHAPTERS
-from lift import lift, sabotage
+
+from helpers.engine.lift import lift, sabotage
 
 CELLS = [
     "import math\nfrom helpers.stats import Estimate",

@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-
-from helpers.claims import load_claims
 from helpers.parameters import schema
 from helpers.presets import load_presets
+
+from helpers.claims import load_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
@@ -30,7 +30,7 @@ SECTIONS = [
 ]
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 SETUP = re.compile(
-    r"import subprocess, sys\n"
+    r"import subprocess\nimport sys\n"
     r"from importlib\.util import find_spec\n\n"
     r'if find_spec\("helpers"\) is None:  # .*\n'
     r'    pip = \[sys\.executable, "-m", "pip", "install", "--quiet"\]\n'

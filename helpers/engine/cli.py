@@ -1,0 +1,87 @@
+"""`papers`: the one command that executes, checks, calibrates, compares and renders."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from helpers.claims import load_claims
+from helpers.engine.execute import pair_up, run_command
+from helpers.paths import checkout, notebooks_of
+from helpers.record import Record, committed_records
+from helpers.request import BadRequestError, load_presets
+from helpers.verify import compare, load_expected
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command("run")(run_command)
+
+
+@app.command()
+def check(
+    records: Annotated[list[Path], typer.Argument(help="record files")],
+    chapters: Annotated[Path | None, typer.Option(help="folder of the chapters [the checkout's notebooks]")] = None,
+) -> None:
+    """Compare records with their chapters' expected values; exit 1 when one left them."""
+    root = chapters or (checkout() or Path.cwd()) / "notebooks"
+    problems = [path for path in records if not _check(path, root)]
+    raise typer.Exit(1 if problems else 0)
+
+
+def _check(path: Path, chapters: Path) -> bool:
+    """Say how a record fares against its chapter; True when nothing is wrong."""
+    try:
+        record = Record.read(path)
+        expected = load_expected(chapters / record.paper, record.notebook)
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        return False
+    name = record.paper if record.notebook == record.paper else f"{record.paper}/{record.notebook}"
+    reason = expected.not_about(record.preset, record.parameters) if expected else "never calibrated"
+    if expected is None or reason:
+        typer.echo(f"{name}: not compared ({reason})")
+        return True
+    if problems := compare(record, expected):
+        typer.echo(f"{name}: " + "; ".join(problems), err=True)
+        return False
+    typer.echo(f"{name}: {len(expected.metrics)} metrics within tolerance")
+    return True
+
+
+@app.command("list")
+def list_command() -> None:
+    """List chapters and notebooks: claims, presets with their wall budgets, committed records."""
+    root = (checkout() or Path.cwd()) / "notebooks"
+    for path in (path for folder in sorted(root.glob("*/")) for path in notebooks_of(folder)):
+        paper = path.parent.name
+        name = paper if path.stem == paper else f"{paper}/{path.stem}"
+        try:
+            budgets = load_presets(path).budgets
+            claims = load_claims(path.parent / "claims.yaml", path.stem)
+        except (BadRequestError, ValueError) as error:
+            typer.echo(f"{name}: {error}", err=True)
+            continue
+        presets = ", ".join(f"{preset} ({budget.wall_s / 60:.0f} min)" for preset, budget in budgets.items())
+        records = ", ".join(committed_records(paper, path.stem)) or "none"
+        typer.echo(f"{name}: {len(claims)} claims; presets within {presets}; committed records: {records}")
+
+
+def _mount() -> None:
+    from helpers.engine.calibrate import calibrate_command
+    from helpers.engine.compare import compare_command
+
+    app.command("calibrate")(calibrate_command)
+    app.command("compare")(compare_command)
+
+
+_mount()
+
+
+def main() -> None:
+    """Run `papers` with the words of the command line."""
+    sys.argv[1:] = pair_up(sys.argv[1:])
+    app(prog_name="papers")
+
+
+if __name__ == "__main__":
+    main()
