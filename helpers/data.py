@@ -1,15 +1,18 @@
 """Public data by name: a pinned URL, a hash, a licence; downloaded once, checked at every use, never committed."""
 
+import gzip
 import hashlib
+import json
 import os
-import shutil
-import tempfile
+import secrets
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pooch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from helpers.paths import chapter_dir, data_dir, read_yaml
+from helpers.paths import chapter_dir, data_dir, read_yaml, share
 
 
 class Source(BaseModel):
@@ -106,19 +109,46 @@ def fetch(name: str) -> Path:
     return _download(name, entry, path)
 
 
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file, plain or gzipped (`.gz`): one object a line, empty lines left out.
+
+    Lines end with a line feed; U+2028 and its like may stand inside a text.
+
+    Raises:
+        ValueError: a line is not UTF-8, not JSON or not an object, or the archive is damaged; names file and line.
+    """
+    rows, number, path = [], 0, Path(path)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    if not isinstance(row, dict):
+                        raise ValueError(f"an object is needed, got {type(row).__name__}")
+                    rows.append(row)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path.name}: damaged after line {number}: {error}") from None
+    except ValueError as error:  # wrong JSON and wrong UTF-8 are ValueErrors
+        raise ValueError(f"{path.name}, line {number}: {error}") from None
+    return rows
+
+
 def _download(name: str, entry: Source, path: Path) -> Path:
-    """Download into a temporary folder, check, then move into place."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            got = pooch.retrieve(entry.url, known_hash=None, fname="file", path=folder, progressbar=True)
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors
-            reason = f"the download failed ({type(error).__name__})"
-            raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
+    """Download beside the file's place, check, then move into place; nothing half-written stays."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        target = path if entry.matches(Path(got)) else path.with_name(path.name + ".wrong-hash")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        shutil.move(got, partial)
-        os.replace(partial, target)
+        got = Path(pooch.retrieve(entry.url, known_hash=None, fname=part.name, path=path.parent, progressbar=True))
+        target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
+        share(got)
+        os.replace(got, target)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        reason = f"the download failed ({type(error).__name__})"
+        if type(error).__module__ == "builtins" and getattr(error, "errno", None):  # of this machine, not of the net
+            reason = f"it could not be stored ({os.strerror(error.errno)})"
+        raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
+    finally:
+        part.unlink(missing_ok=True)
     if target != path:
         raise DataCorruptedError(
             f"{name}: the file at {entry.url} does not have the registered hash ({entry.digest}). It is kept as "

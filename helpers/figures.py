@@ -2,14 +2,22 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 Draw = Callable[[Figure], None]
+
+
+# What is drawn with two ends: an `Estimate`, a metric or claim of a record, a row of a table; a number has none.
+Interval = Any
 
 # Eight hues with a contrast of at least 3:1 against both page colours (tested), apart for colour-blind readers.
 COLORS = {
@@ -111,3 +119,85 @@ def html(images: dict[str, bytes], name: str, alt: str, data: pd.DataFrame | Non
         "html:not([data-theme]) .repro-figure img.only-light{background:#fff}</style>"
     )
     return f'{fallback}<figure class="repro-figure" id="figure-{escape(name)}">{pictures}{link}</figure>'
+
+
+def whiskers(
+    axis: Axes,
+    x: ArrayLike,
+    estimates: Iterable[Interval],
+    *,
+    color: str = COLORS["blue"],
+    label: str | None = None,
+    marker: str = "o",
+    line: str = "",
+    horizontal: bool = False,
+    **style: Any,
+) -> None:
+    """Draw values with their intervals.
+
+    Args:
+        axis: where.
+        x: place of every estimate, (n,); its height where `horizontal`.
+        estimates: n of them; an undefined one leaves its place empty. A value may lie outside its interval.
+        color: of points, line and intervals.
+        label: name in the legend.
+        marker: matplotlib's name; "" for intervals alone, as on bars.
+        line: style of the line that joins the values, such as "-".
+        horizontal: intervals lie along the horizontal axis.
+        style: more for the points, such as `markersize` or `alpha`.
+    """
+    value, low, high = np.array([_numbers(e) for e in estimates], dtype=float).reshape(-1, 3).T
+    x, middle, half = np.atleast_1d(x), (low + high) / 2, (high - low) / 2
+    ends = dict(fmt="none", capsize=3, ecolor=color, alpha=style.get("alpha"))
+    if horizontal:
+        axis.errorbar(middle, x, xerr=half, **ends)
+        axis.plot(value, x, marker=marker, linestyle=line, color=color, label=label, **style)
+    else:
+        axis.errorbar(x, middle, yerr=half, **ends)
+        axis.plot(x, value, marker=marker, linestyle=line, color=color, label=label, **style)
+
+
+def forest(
+    axis: Axes,
+    rows: Mapping[str, Interval | Mapping[str, Interval]],
+    *,
+    threshold: float | None = None,
+    colors: str | Mapping[str, str] | None = None,
+    markers: Mapping[str, str] | None = None,
+    spread: float = 0.6,
+    **style: Any,
+) -> None:
+    """Draw one row for each name, from top to bottom: its value and interval, or those of several series.
+
+    Args:
+        axis: where; a legend, where it is wanted, is up to the caller.
+        rows: by name an estimate, or the estimates of several series by the series' name; a series may lack a row.
+        threshold: value of a dashed vertical line, such as no difference, chance, or a claim's threshold.
+        colors: one colour, or by series (by row, where a row is one estimate); default: `palette` of the series.
+        markers: by series; default: points.
+        spread: height over which the series of a row are spread; rows are 1 apart, 0 puts all on one line.
+        style: more for `whiskers`.
+    """
+    if threshold is not None:
+        axis.axvline(threshold, color=COLORS["grey"], linestyle="--", zorder=1)
+    nested = any(isinstance(row, Mapping) for row in rows.values())
+    table = {name: row if nested else {name: row} for name, row in rows.items()}
+    series = list(dict.fromkeys(one for row in table.values() for one in row))
+    if isinstance(colors, str) or (colors is None and not nested):
+        colors = dict.fromkeys(series, colors or COLORS["blue"])
+    colors = colors or palette(series)
+    shifts = np.linspace(-0.5, 0.5, 2 * len(series) + 1)[1::2] * spread if nested else np.zeros(len(series))
+    for one, shift in zip(series, shifts, strict=True):
+        places, found = zip(*((y + shift, row[one]) for y, row in enumerate(table.values()) if one in row), strict=True)
+        own = {"color": colors[one], "marker": (markers or {}).get(one, "o"), "label": one if nested else None}
+        whiskers(axis, places, found, horizontal=True, **(own | style))
+    axis.set_yticks(range(len(rows)), list(rows))
+    axis.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+
+
+def _numbers(estimate: Interval) -> tuple:
+    """Value and both ends; NaN for what is missing."""
+    if not hasattr(estimate, "value"):
+        return estimate, np.nan, np.nan
+    ends = (estimate.low, estimate.high) if hasattr(estimate, "low") else (estimate.interval or (None, None))
+    return tuple(np.nan if number is None else number for number in (estimate.value, *ends))

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from helpers.paths import models_dir
+from helpers.paths import models_dir, share
 
 # Reports of loading (bars, dequantisation notes) would stand in every page.
 transformers_logging.disable_progress_bar()
@@ -204,9 +204,13 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(scratch)
         digest = "sha256:" + hashlib.sha256(gguf.read_bytes()).hexdigest()
         (scratch / "done.json").write_text(json.dumps({"digest": digest, "file": gguf.name}))
+        share(scratch)
         os.rename(scratch, target)
-    except OSError:
+    except OSError as error:
         if not (target / "done.json").is_file():  # not merely another kernel that was faster
-            raise
+            why = os.strerror(error.errno) if error.errno else error
+            raise OSError(
+                f"{target.name}: the converted weights (about 540 MB) cannot be stored in {target.parent}: {why}"
+            ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,13 +1,39 @@
-"""Intervals over the unit that was sampled: bootstrap (paired, clustered), seeds, proportions, calibration."""
+"""Intervals over the unit that was sampled: bootstrap (paired, clustered, in strata, crossed with seeds), proportions.
 
-from collections.abc import Callable, Sequence
+The bootstrap intervals are *expanded percentile* intervals (Hesterberg 2015, "What Teachers Should Know About the
+Bootstrap"). A plain percentile interval is too short where units are few: for a mean of eight units a 95 % interval
+covers the truth 88 times in 100. The expanded one reaches further out in the same draws, as a t interval does.
+
+Coverage of 95 % intervals (simulated, tests/unit/test_stats.py): .94 for means and paired differences of eight units,
+.93 to .96 for clusters from eight on, for strata, for proportions from .2 to .8 and for an AUROC of .5 to .7 with eight
+units of each class. Too short: five units (.92); eight to twenty skewed ones, such as exponential times (.90); with
+eight units of a class an AUROC of .8 (.90 to .93), .9 (.82 to .89) or .95 (.71), which twenty of each class bring to
+.95, .94 and .88. A sample without spread (an AUROC of 1, a share of 0) gets an interval of no width: for shares there
+is `proportion`. Too wide: `crossed_bootstrap` where chance of a seed with a unit outweighs both (.98 to .99).
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-Statistic = Callable[[NDArray], float]
+Statistic = Callable[[NDArray], Any]
+RARE = 0.05  # share of resamples in which a statistic may be undefined without making the interval undefined
+
+
+class Options(TypedDict, total=False):
+    """What `paired_bootstrap` and `crossed_bootstrap` take as `bootstrap` does."""
+
+    clusters: ArrayLike | None
+    strata: ArrayLike | None
+    macro: bool
+    vectorized: bool
+    n_resamples: int
+    level: float
+    rng: np.random.Generator | None
 
 
 @dataclass(frozen=True)
@@ -15,7 +41,7 @@ class Estimate:
     """A number with its interval.
 
     Attributes:
-        value: the point estimate.
+        value: the point estimate; NaN, like both ends, where it is undefined (an AUROC without one of the classes).
         low, high: ends of the interval at `level`.
         n: how many units were sampled (prompts, patients, seeds ...).
         level: confidence level of the interval.
@@ -28,13 +54,19 @@ class Estimate:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        """Reject what is not an interval; a NaN would otherwise pass every later comparison as "inside"."""
-        if not np.all(np.isfinite([self.value, self.low, self.high])) or self.low > self.high:
+        """Reject what is not an interval; a single NaN would pass every later comparison as "inside"."""
+        numbers = [self.value, self.low, self.high]
+        if not self.undefined and not (np.all(np.isfinite(numbers)) and self.low <= self.high):
             raise ValueError(f"not an interval: value {self.value}, low {self.low}, high {self.high}")
+
+    @property
+    def undefined(self) -> bool:
+        """True where there is no number at all."""
+        return bool(np.all(np.isnan([self.value, self.low, self.high])))
 
     def __str__(self) -> str:
         """Write the estimate as `value [low, high]`."""
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return "undefined" if self.undefined else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def bootstrap(
@@ -42,69 +74,119 @@ def bootstrap(
     statistic: Statistic = np.mean,
     *,
     clusters: ArrayLike | None = None,
+    strata: ArrayLike | None = None,
+    macro: bool = False,
+    vectorized: bool = False,
     n_resamples: int = 2000,
     level: float = 0.95,
     rng: np.random.Generator | None = None,
 ) -> Estimate:
-    """Percentile bootstrap of `statistic` (Efron 1979), resampling rows or whole clusters.
+    """Expanded percentile bootstrap of `statistic` (Efron 1979; Hesterberg 2015), resampling rows or whole clusters.
 
     Args:
         x: (n,) or (n, k) observations; a row is one unit.
-        statistic: maps an array like `x` to a number.
+        statistic: maps an array like `x` to a number; NaN where it is undefined.
         clusters: (n,) labels; rows with one label are drawn together. None: every row is its own unit.
+        strata: (n,) labels; units are drawn within their stratum, whose size stays. Without clusters, row i of a draw
+            comes from the stratum of row i, so a statistic may go by the place of a row.
+        macro: take the statistic in each stratum by itself and average the strata with equal weight.
+        vectorized: the statistic maps many draws (draws, n, ...) at once to (draws,); not together with clusters.
         n_resamples: number of bootstrap resamples.
         level: confidence level.
         rng: random generator; a fixed one (seed 0) by default, so that the interval is reproducible.
 
     Returns:
-        The statistic of `x`, its interval, and n = the number of units that were resampled.
+        The statistic of `x`, its interval, and n = the number of units that were resampled. Undefined where the
+        statistic of `x` is NaN, or that of one resample in twenty or more; fewer are left out.
 
     Raises:
-        ValueError: fewer than two units, or labels that do not match the rows.
+        ValueError: fewer than two units (in a stratum), labels that do not match the rows or cross each other.
     """
-    x = np.asarray(x)
-    rng = rng if rng is not None else np.random.default_rng(0)
+    x, rng = np.asarray(x), rng if rng is not None else np.random.default_rng(0)
+    vectorized = vectorized and statistic is not np.mean
+    if vectorized and clusters is not None:
+        raise ValueError("clusters differ in size: a statistic of many draws at once cannot be taken")
     members = _cluster_members(len(x), clusters)
-    if len(members) < 2:
-        raise ValueError(f"a bootstrap needs at least two units, got {len(members)}")
-    if clusters is None and statistic is np.mean:  # the common case, without a Python loop
-        draws = np.concatenate([_resampled_means(x, rows, rng) for rows in _chunks(n_resamples, len(x))])
-    else:
-        picks = rng.integers(len(members), size=(n_resamples, len(members)))
-        draws = np.array([statistic(x[np.concatenate([members[i] for i in pick])]) for pick in picks])
-    tail = (1 - level) / 2
-    low, high = np.nanquantile(draws, [tail, 1 - tail])
-    return Estimate(float(statistic(x)), float(low), float(high), len(members), level)
+    groups = _groups(members, len(x), strata)
+    value = _value(x, statistic, strata if macro else None, vectorized)
+    if np.isnan(value):
+        return Estimate(np.nan, np.nan, np.nan, len(members), level)
+    parts = groups if macro else [slice(None)]
+    of = _statistic_of_units(x, statistic, None if clusters is None else members, parts, vectorized)
+    step = max(1, 4_000_000 // (len(members) * (x[:1].size if vectorized else 1)))  # draws at once
+
+    def resample(drawn: list[NDArray], draws: int, rng: np.random.Generator) -> NDArray:
+        done = [of(_picks(drawn, len(members), min(step, draws - i), rng)) for i in range(0, draws, step)]
+        return np.concatenate(done)
+
+    draws = resample(groups, n_resamples, rng)
+    lost = np.isnan(draws)
+    if lost.mean() >= RARE:
+        return Estimate(np.nan, np.nan, np.nan, len(members), level)
+    alone = [resample([group], 200, np.random.default_rng(0)) for group in groups] if len(groups) > 1 else [draws]
+    tail = _tail(level, [len(group) for group in groups], [np.nanvar(part) for part in alone])
+    low, high = np.quantile(draws[~lost], [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), len(members), level)
 
 
 def paired_bootstrap(
-    a: ArrayLike,
-    b: ArrayLike,
-    statistic: Statistic = np.mean,
-    *,
-    clusters: ArrayLike | None = None,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-    rng: np.random.Generator | None = None,
+    a: ArrayLike, b: ArrayLike, statistic: Statistic = np.mean, **options: Unpack[Options]
 ) -> Estimate:
     """Bootstrap of `statistic(a) - statistic(b)` where row i of `a` and `b` belong to the same unit.
 
-    Args and errors are those of `bootstrap`; `a` and `b` need the same shape.
+    Options and errors are those of `bootstrap`; `a` and `b` need the same shape.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"paired arrays need one shape, got {a.shape} and {b.shape}")
-    both = np.stack([a, b], axis=-1)  # (n, ..., 2)
-    if statistic is np.mean and a.ndim == 1:
-        return bootstrap(a - b, clusters=clusters, n_resamples=n_resamples, level=level, rng=rng)
-
-    def difference(rows: NDArray) -> float:
-        return float(statistic(rows[..., 0]) - statistic(rows[..., 1]))
-
-    return bootstrap(both, difference, clusters=clusters, n_resamples=n_resamples, level=level, rng=rng)
+    if statistic is np.mean:
+        return bootstrap(a - b, **options)
+    return bootstrap(np.stack([a, b], -1), lambda both: statistic(both[..., 0]) - statistic(both[..., 1]), **options)
 
 
-def seed_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
+def crossed_bootstrap(values: ArrayLike, statistic: Statistic = np.mean, **options: Unpack[Options]) -> Estimate:
+    """Interval over seeds and units at once, where every seed met every unit.
+
+    Units are resampled with all seeds in place, seeds with all units in place, and the distances of the two intervals
+    from the estimate are added in squares (Zou and Donner 2008). Of two to five seeds no draw lies outside what was
+    seen; so the seeds' part is the t interval of the jackknife's pseudo-values (Tukey 1958), which for a mean over
+    seeds are the seeds' own values.
+
+    Args:
+        values: (n_seeds, n_units, ...). One seed: the interval is over units alone, as for a method without chance.
+        statistic: maps an array like `values` to a number; `vectorized`: (draws, n_seeds, n_units, ...) to (draws,).
+        options: those of `bootstrap`; the labels are those of the units.
+
+    Returns:
+        The statistic of `values`, its interval, and n = the number of units.
+
+    Raises:
+        ValueError: as `bootstrap`, or `values` without the two axes.
+    """
+    values = np.asarray(values)
+    if values.ndim < 2 or len(values) == 0:
+        raise ValueError(f"values need the axes (seeds, units), got shape {values.shape}")
+    axes = (1, 2) if options.get("vectorized") and statistic is not np.mean else (0, 1)
+
+    def by_units(rows: NDArray) -> Any:
+        return statistic(np.moveaxis(rows, *axes))
+
+    rows, k, of = np.moveaxis(values, 1, 0), len(values), np.mean if statistic is np.mean else by_units
+    whole = bootstrap(rows, of, **options)  # rows (n_units, n_seeds, ...)
+    if k == 1 or whole.undefined:
+        return whole
+    strata = options.get("strata") if options.get("macro") else None
+    left = [_value(np.delete(rows, i, 1), of, strata, axes == (1, 2)) for i in range(k)]
+    pseudo = [k * whole.value - (k - 1) * one for one in left]
+    seeds = seed_interval(pseudo, whole.level)
+    if seeds.undefined:
+        return seeds
+    half = (seeds.high - seeds.low) / 2
+    low, high = np.hypot(whole.value - whole.low, half), np.hypot(whole.high - whole.value, half)
+    return Estimate(whole.value, float(whole.value - low), float(whole.value + high), whole.n, whole.level)
+
+
+def seed_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     """Student t interval for the mean over seeds.
 
     Args:
@@ -149,6 +231,34 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def auroc(score: ArrayLike, positive: ArrayLike) -> Any:
+    """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties one half.
+
+    Computed from ranks (Mann and Whitney 1947), so it takes infinite scores.
+
+    Args:
+        score: (..., n) larger for positives.
+        positive: (..., n) or (n,) 1 or True for positives, else 0.
+
+    Returns:
+        (...) a float for one row; NaN where a class is absent.
+
+    Raises:
+        ValueError: a score is NaN, a label is neither 0 nor 1, or the shapes do not fit.
+    """
+    score, positive = np.asarray(score, float), np.asarray(positive)
+    if np.isnan(score).any():
+        raise ValueError(f"{int(np.isnan(score).sum())} of {score.size} scores are NaN: a rank needs a number")
+    if not np.isin(positive, (0, 1)).all():
+        raise ValueError("labels must be 0 or 1 (or False and True)")
+    positive = np.broadcast_to(positive.astype(bool), score.shape)
+    ones = positive.sum(-1)
+    pairs = ones * (score.shape[-1] - ones)
+    wins = np.where(positive, scipy_stats.rankdata(score, axis=-1), 0).sum(-1) - ones * (ones + 1) / 2
+    found = np.divide(wins, pairs, out=np.full(np.shape(pairs), np.nan), where=pairs > 0)
+    return found if found.ndim else float(found)
+
+
 def _cluster_members(n: int, clusters: ArrayLike | None) -> list[NDArray]:
     """Row numbers of every unit."""
     if clusters is None:
@@ -160,11 +270,69 @@ def _cluster_members(n: int, clusters: ArrayLike | None) -> list[NDArray]:
     return np.split(order, np.flatnonzero(np.diff(np.unique(clusters, return_inverse=True)[1][order])) + 1)
 
 
-def _chunks(n_resamples: int, n: int, cells: int = 4_000_000) -> list[int]:
-    """Split resamples so that one index matrix stays under `cells` entries."""
-    step = max(1, cells // n)
-    return [min(step, n_resamples - start) for start in range(0, n_resamples, step)]
+def _groups(members: list[NDArray], n: int, strata: ArrayLike | None) -> list[NDArray]:
+    """Unit numbers of every stratum."""
+    groups = [np.arange(len(members))]
+    if strata is not None:
+        strata = np.asarray(strata)
+        if strata.shape != (n,):
+            raise ValueError(f"{n} rows need {n} stratum labels, got shape {strata.shape}")
+        if any((strata[rows] != strata[rows[0]]).any() for rows in members if len(rows) > 1):
+            raise ValueError("a cluster lies in more than one stratum")
+        groups = _cluster_members(len(members), strata[[rows[0] for rows in members]])
+    if min(map(len, groups)) < 2:
+        where = " in every stratum" if strata is not None else ""
+        raise ValueError(f"a bootstrap needs at least two units{where}, got {min(map(len, groups))}")
+    return groups
 
 
-def _resampled_means(x: NDArray, rows: int, rng: np.random.Generator) -> NDArray:
-    return x[rng.integers(len(x), size=(rows, len(x)))].mean(axis=tuple(range(1, x.ndim + 1)))
+def _value(x: NDArray, statistic: Statistic, strata: ArrayLike | None, vectorized: bool) -> float:
+    """The statistic of what was seen; with strata their mean."""
+    parts = [x] if strata is None else [x[np.asarray(strata) == one] for one in np.unique(np.asarray(strata))]
+    return float(np.mean([statistic(part[None])[0] if vectorized else statistic(part) for part in parts]))
+
+
+def _picks(groups: list[NDArray], n_units: int, draws: int, rng: np.random.Generator) -> NDArray:
+    """Unit numbers of every draw, (draws, n_units); what lies in none of the groups stays in its place."""
+    picks = np.tile(np.arange(n_units), (draws, 1))
+    for group in groups:
+        picks[:, group] = group[rng.integers(len(group), size=(draws, len(group)))]
+    return picks
+
+
+def _statistic_of_units(
+    x: NDArray, statistic: Statistic, members: list[NDArray] | None, parts: list, vectorized: bool
+) -> Callable[[NDArray], NDArray]:
+    """Return the function from draws (draws, n_units) to statistics (draws,), averaged over parts of the units.
+
+    `members`: rows of each unit; None where a row is a unit.
+    """
+    if statistic is np.mean:  # the common case, without a Python loop
+        of_rows = x.reshape(len(x), -1).mean(1)
+        sizes = np.array([len(rows) for rows in members] if members else [1] * len(x))
+        sums = np.array([of_rows[rows].sum() for rows in members]) if members else of_rows
+        return lambda picks: np.mean([sums[picks[:, p]].sum(1) / sizes[picks[:, p]].sum(1) for p in parts], axis=0)
+    if vectorized:
+        return lambda picks: np.mean([statistic(x[picks[:, p]]) for p in parts], axis=0)
+
+    def of(picks: NDArray) -> NDArray:
+        units = ([pick[p] for p in parts] for pick in picks)
+        rows = ([np.concatenate([members[i] for i in part]) for part in one] if members else one for one in units)
+        return np.array([np.mean([statistic(x[part]) for part in one]) for one in rows])
+
+    return of
+
+
+def _tail(level: float, sizes: list[int], variances: list[float]) -> float:
+    """Share of the draws beyond each end: as far out as a t interval reaches (Hesterberg 2015).
+
+    A bootstrap of n units has (n - 1) / n of the variance. Several strata: their variances are added up, with the
+    degrees of freedom of Welch and Satterthwaite.
+    """
+    sizes, seen = np.array(sizes), np.array(variances)
+    if not seen.sum() > 0:
+        return (1 - level) / 2
+    real = seen * sizes / (sizes - 1)
+    freedom = real.sum() ** 2 / (real**2 / (sizes - 1)).sum()
+    reach = np.sqrt(real.sum() / seen.sum()) * scipy_stats.t.ppf((1 + level) / 2, freedom)
+    return float(scipy_stats.norm.cdf(-reach))

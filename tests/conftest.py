@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def execute(tmp_path) -> Callable[..., Execution]:
         out, paper = tmp_path / "runs", folder.name
         command = [sys.executable, "-m", "helpers.engine.execute", str(folder / f"{paper}.ipynb"), "--out", str(out)]
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=clean, timeout=300)
-        trial = [n for flag, n in zip(arguments, arguments[1:], strict=False) if flag == "-p"]
+        trial = [n for flag, n in pairwise(arguments) if flag == "-p"]
         found = [path for path in out.glob(f"reduced{'+*' if trial else ''}/seed-0/{paper}") if path.is_dir()]
         folder = found[0] if found else record_path(paper, paper, "reduced", 0, out=out).parent
         return Execution(done.returncode, done.stdout, done.stderr, folder, paper)

@@ -1,13 +1,12 @@
 """`papers`: the one command that executes, checks, calibrates, compares and renders."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from helpers.claims import load_claims
-from helpers.engine.execute import pair_up, run_command
+from helpers.engine.execute import prepare, run_command
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, committed_records
 from helpers.request import BadRequestError, load_presets
@@ -69,9 +68,11 @@ def list_command() -> None:
 def _mount() -> None:
     from helpers.engine.calibrate import calibrate_command
     from helpers.engine.compare import compare_command
+    from helpers.engine.scaffold import new_command
 
     app.command("calibrate")(calibrate_command)
     app.command("compare")(compare_command)
+    app.command("new")(new_command)
 
 
 _mount()
@@ -79,7 +80,7 @@ _mount()
 
 def main() -> None:
     """Run `papers` with the words of the command line."""
-    sys.argv[1:] = pair_up(sys.argv[1:])
+    prepare()
     app(prog_name="papers")
 
 

@@ -4,7 +4,7 @@
 
 Writes `<out>/<preset>/seed-<seed>/<paper>/<notebook>.ipynb` (kept however far the run came), `.status.json` and, only
 when the run succeeded, the record `.json`. With `-p` the preset's folder gets a name of its own, so that a trial never
-takes the place of a preset's run. What an earlier good run left is kept in `<notebook>.before` until this one succeeded.
+takes the place of a preset's run. An earlier good run is kept in `<notebook>.before` until this one succeeded.
 
 Exit code: 0 the run succeeded; 1 it did not, and status.json says how; 2 the request was refused, nothing was touched.
 """
@@ -239,6 +239,13 @@ def pair_up(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Make the command line readable, and the process speak UTF-8: in another locale it would misread file names."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.argv[1:] = pair_up(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    prepare()
     typer.run(run_command)

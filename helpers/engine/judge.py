@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.engine.status import short
+from helpers.paths import notebooks_of
 from helpers.record import Record, RecordError
 
 Notebook = dict[str, Any]
@@ -57,15 +58,8 @@ class Judgement:
 
 
 def chapters_of(notebooks: Path) -> list[Path]:
-    """Return the folders of all chapters: those that hold a notebook."""
-    return [folder for folder in sorted(notebooks.iterdir()) if folder.is_dir() and notebooks_of(folder)]
-
-
-def notebooks_of(folder: Path) -> list[Path]:
-    """Return a chapter's notebooks, the main one first; hidden files and the copies that editors keep are none."""
-    found = [] if folder.name.startswith((".", "_")) else folder.glob("*.ipynb")
-    found = [path for path in found if path.is_file() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (path.stem != folder.name, path.stem))
+    """Return the folders of all chapters: those that are not hidden and hold a notebook."""
+    return [path for path in sorted(notebooks.iterdir()) if path.name[0] not in "._" and notebooks_of(path)]
 
 
 def judge(notebook: Path, run: Path) -> Judgement:
@@ -125,12 +119,9 @@ def read_notebook(path: Path) -> Notebook:
     if content.get("nbformat") != 4 or not isinstance(content.get("cells"), list) or not content["cells"]:
         raise NotebookError(f"{path.name}: not a notebook of format 4 with cells")
     for index, cell in enumerate(content["cells"]):
-        whole = isinstance(cell, dict) and isinstance(cell.get("metadata"), dict) and _is_text(cell.get("source"))
-        outputs = cell.get("outputs", []) if whole else None
-        whole = isinstance(outputs, list) and all(isinstance(o, dict) and "output_type" in o for o in outputs)
-        if not whole or cell.get("cell_type") not in ("code", "markdown", "raw"):
+        if not _is_cell(cell):
             raise NotebookError(f"{path.name}: cell {index} is damaged")
-    return content
+    return content if isinstance(content.get("metadata"), dict) else content | {"metadata": {}}
 
 
 def source_of(cell: dict[str, Any]) -> str:
@@ -206,6 +197,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise NotebookError(f"{path.name}: not a JSON object")
     return content
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether a cell has all parts that are read here and by the renderer."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata"), dict) or not _is_text(cell.get("source")):
+        return False
+    if not isinstance(cell["metadata"].get("tags", []), list):
+        return False
+    outputs = cell.get("outputs") if cell.get("cell_type") == "code" else []
+    known = cell.get("cell_type") in ("code", "markdown", "raw")
+    return known and isinstance(outputs, list) and all(map(_is_output, outputs))
+
+
+def _is_output(output: Any) -> bool:
+    kind = output.get("output_type") if isinstance(output, dict) else None
+    if kind == "stream":
+        return isinstance(output.get("name"), str) and _is_text(output.get("text"))
+    if kind in ("display_data", "execute_result"):
+        return isinstance(output.get("data"), dict) and isinstance(output.get("metadata"), dict)
+    return kind == "error"
 
 
 def _is_text(value: Any) -> bool:

@@ -1,26 +1,21 @@
-"""What stands behind a page: the source notebook, its run, the record, and whether the run may be shown."""
+"""What stands behind the pages: a chapter with its claims, and for each of its notebooks the run and the records."""
 
-import json
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from helpers.claims import PRESETS
-from helpers.status import short
+from helpers.claims import Claim, load_claims
+from helpers.engine.cells import find_title
+from helpers.engine.judge import Judgement, chapters_of, judge
+from helpers.paths import notebooks_of
+from helpers.record import PRESETS, Outcome, Record, RecordError
+from helpers.verify import Expected, load_expected
 
-Notebook = dict[str, Any]
-
-# Status of a page -> what a reader is told. The first four come from `helpers.execute`.
-STATUS = {
-    "ok": "ran to the end",
-    "error": "a cell raised an error",
-    "timeout": "the run took longer than its budget and was stopped",
-    "killed": "the process was killed before it finished",
-    "not run": "no run of this chapter was found",
-    "no record": "the run wrote no complete record",
-    "unreadable": "the executed notebook cannot be read",
-}
+NOT_TESTABLE = "not testable here"
+Outcomes = Mapping[str, Outcome]
 
 
 @dataclass(frozen=True)
@@ -29,27 +24,23 @@ class Page:
 
     Attributes:
         paper, name: folder and stem of the source notebook.
-        source: the notebook as committed, without outputs.
-        executed: the notebook of the run; None when there is none that can be read.
-        record: the record of the run; None unless the run may be shown.
-        status: a key of STATUS, or another word that a status file used.
-        details: what the status file said (last cell, message, memory ...).
-        stale: the source changed after the run.
+        run: the judgement of its run.
+        committed: its committed records of larger runs, by preset.
+        damaged: presets whose committed record cannot be believed, with the reason.
+        expected: its calibrated values; None when there are none.
     """
 
     paper: str
     name: str
-    source: Notebook
-    executed: Notebook | None
-    record: dict[str, Any] | None
-    status: str
-    details: dict[str, Any] = field(default_factory=dict)
-    stale: bool = False
+    run: Judgement
+    committed: dict[str, Record]
+    damaged: dict[str, str]
+    expected: Expected | None
 
     @property
-    def ok(self) -> bool:
-        """Whether the run may be shown."""
-        return self.status == "ok"
+    def main(self) -> bool:
+        """Whether this is the chapter's main notebook."""
+        return self.name == self.paper
 
     @property
     def docname(self) -> str:
@@ -59,102 +50,184 @@ class Page:
     @property
     def preset(self) -> str:
         """The preset of the run, `reduced` when the run did not say."""
-        return (self.record or self.details).get("preset", "reduced")
+        return self.run.record.preset if self.run.record else str(self.run.details.get("preset", "reduced"))
 
     @property
     def title(self) -> str:
-        """The first heading of the notebook, without markup."""
-        match = re.search(r"^# +(.+?) *$", source_of(self.source["cells"][0]), re.MULTILINE)
-        return re.sub(r"[*`$]|\{\w+\}", "", match[1]) if match else self.paper
+        """The notebook's title as plain text."""
+        notebook = self.run.source or self.run.executed
+        found = find_title(notebook) if notebook else None
+        return re.sub(r"[*`$]|\{\w+\}", "", found[1]) if found else self.name
+
+    @cached_property
+    def records(self) -> dict[str, Record]:
+        """The records that speak for a preset, from small to large: the run of the page before a committed one.
+
+        A failed run is not covered up by an older record, and a run with changed parameters speaks for no preset.
+        """
+        known = dict(self.committed)
+        if not self.run.shown and self.run.status != "not run":
+            known.pop(self.preset, None)
+        if self.run.record and not self.run.record.changed:
+            known[self.preset] = self.run.record
+        return {preset: known[preset] for preset in PRESETS if preset in known}
+
+    def fault(self, preset: str) -> tuple[str, str] | None:
+        """Return why there is no good record at a preset, as a few words and a sentence; None when nothing is wrong."""
+        if preset == self.preset and not self.run.shown and self.run.status != "not run":
+            return f"run failed: {self.run.status}", self.run.message
+        return ("record unreadable", self.damaged[preset]) if preset in self.damaged else None
+
+    def stability(self, claim: str, preset: str) -> str:
+        """Return for how many calibrated seeds a claim had the verdict of the record, such as "4 of 5 seeds"."""
+        verdicts = self.expected.claims.get(claim) if self.expected and self.expected.preset == preset else None
+        outcome = self.records[preset].claims.get(claim) if preset in self.records else None
+        if not verdicts or outcome is None or outcome.verdict == NOT_TESTABLE:
+            return ""
+        return f"{verdicts.count(outcome.verdict)} of {len(verdicts)} seeds"
 
 
-def find_pages(notebooks: Path, runs: Path) -> list[Page]:
-    """Return a page for every `notebooks/<paper>/<name>.ipynb`, the chapter's main notebook first."""
-    paths = sorted(notebooks.glob("*/*.ipynb"), key=lambda p: (p.parent.name, p.stem != p.parent.name, p.stem))
-    return [load_page(path, runs / path.parent.name / path.stem) for path in paths]
+@dataclass(frozen=True)
+class Chapter:
+    """A paper's pages and claims.
+
+    Attributes:
+        pages: the main notebook's page first.
+        claims: all claims by id; empty when `claims.yaml` cannot be read.
+        faults: one line for every file of the chapter that cannot be used.
+    """
+
+    paper: str
+    pages: list[Page]
+    claims: dict[str, Claim]
+    faults: list[str]
+
+    @property
+    def main(self) -> Page:
+        """The main notebook's page."""
+        return self.pages[0]
+
+    def page_of(self, claim: Claim) -> Page | None:
+        """Return the page whose run judges a claim."""
+        return next((page for page in self.pages if page.name == (claim.notebook or self.paper)), None)
+
+    def at(self, preset: str, pages: list[Page] | None = None) -> dict[str, Outcome]:
+        """Return what became of the claims at one preset, in all notebooks or in `pages`."""
+        found = {}
+        for name, claim in self.claims.items():
+            page = self.page_of(claim)
+            if page and (pages is None or page in pages) and preset in page.records:
+                found[name] = page.records[preset].claims.get(name)
+        return {name: outcome for name, outcome in found.items() if outcome}
+
+    def best(self, claim: str) -> tuple[str, Outcome] | None:
+        """Return preset and outcome of a claim at the largest preset whose record tested it, else where it has one."""
+        found = [(preset, outcome) for preset in PRESETS if (outcome := self.at(preset).get(claim))]
+        return next((x for x in reversed(found) if x[1].verdict != NOT_TESTABLE), found[-1] if found else None)
+
+    def shown(self) -> dict[str, Outcome]:
+        """Return what became of the claims in the runs that the pages show."""
+        records = [page.run.record for page in self.pages if page.run.record]
+        found = {name: outcome for record in records for name, outcome in record.claims.items()}
+        return {name: found[name] for name in self.claims if name in found}
 
 
-def load_page(path: Path, run: Path) -> Page:
-    """Judge one run; everything that is not clearly a complete run counts as failed.
+@dataclass(frozen=True)
+class Tally:
+    """How the claims of a paper fared. Only what this code measured counts; the rest is told beside it.
+
+    Attributes:
+        claims: number of the paper's claims.
+        verdicts: how many measured claims of the paper have each verdict.
+        other: how many of the paper's claims were recomputed from published outputs or derived, and have a verdict.
+        ours: how many statements that the paper does not make have a verdict.
+    """
+
+    claims: int
+    verdicts: Counter[str]
+    other: int
+    ours: int
+
+    @classmethod
+    def of(cls, claims: Mapping[str, Claim], outcomes: Outcomes) -> "Tally":
+        """Count; claims without an outcome count among the paper's claims only."""
+        papers = {name for name, claim in claims.items() if not claim.ours}
+        decided = {name for name, outcome in outcomes.items() if outcome.verdict != NOT_TESTABLE}
+        measured = {name for name in papers if claims[name].evidence == "measured"}
+        verdicts = Counter(outcomes[name].verdict for name in claims if name in measured & outcomes.keys())
+        ours = {name for name in decided if name in claims} - papers
+        return cls(len(papers), verdicts, len(decided & papers - measured), len(ours))
+
+    @property
+    def measured(self) -> int:
+        """How many of the paper's claims were measured and got a verdict."""
+        return self.verdicts.total() - self.verdicts[NOT_TESTABLE]
+
+    def sentence(self) -> str:
+        """Return one or two sentences on how the claims fared, as text."""
+        words = ("reproduced", "contradicted", "inconclusive")
+        head = f"{self.measured} of {_number(self.claims, 'claim')} measured"
+        fared = _join([f"{self.verdicts[word]} {word}" for word in words if self.verdicts[word]])
+        rest = [f"{_number(self.other, 'claim')} recomputed or derived"] if self.other else []
+        rest += [f"{_number(self.ours, 'statement')} of ours"] if self.ours else []
+        beside = f" Not counted: {_join(rest)}." if rest else ""
+        return f"{head}: {fared}.{beside}" if fared else f"{head}.{beside}"
+
+
+def find_chapters(notebooks: Path, runs: Path, results: Path) -> list[Chapter]:
+    """Return every chapter below `notebooks`; a file that cannot be used becomes a fault of its chapter."""
+    return [load_chapter(folder, runs / folder.name, results) for folder in chapters_of(notebooks)]
+
+
+def load_chapter(folder: Path, runs: Path, results: Path) -> Chapter:
+    """Return one chapter.
 
     Args:
-        path: the source notebook.
-        run: the run's files without their suffix (`.ipynb`, `.json`, `.status.json`).
-
-    Raises:
-        ValueError: the source notebook itself cannot be read.
+        folder: its notebooks and YAML files.
+        runs: its runs, `<notebook>.{ipynb,json,status.json}`.
+        results: all committed records, `<preset>/<paper>/<notebook>.json`.
     """
-    source = read_notebook(path)
-    if source is None:
-        raise ValueError(f"{path}: not a notebook")
-    copy = run.with_name(run.name + ".ipynb")
-    executed = without_notes(read_notebook(copy))
-    record = read_json(run.with_name(run.name + ".json"))
-    status_file = run.with_name(run.name + ".status.json")
-    details = read_json(status_file) or {}
-    error = last_error(executed) if executed else None
-    if status_file.is_file() and details.get("status") != "ok":
-        status = str(details.get("status", "error"))
-    elif error:
-        status, details = "error", details | error  # even when the status file says ok
-    elif not copy.is_file() and record is None:
-        status = "not run"
-    elif executed is None:
-        status = "unreadable"
-    elif record is None or record.get("complete") is not True:
-        status = "no record"
-    else:
-        status = "ok"
-    stale = status == "ok" and code_of(executed) != code_of(source)
-    shown = record if status == "ok" else None
-    return Page(path.parent.name, path.stem, source, executed, shown, status, details, stale)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object at `path`, or None when there is none or it is damaged."""
+    faults: list[str] = []
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        claims = load_claims(folder / "claims.yaml")
+    except (ValueError, OSError) as error:
+        claims = {}
+        faults.append(f"{folder.name}/{error}")
+    pages = [_load_page(path, runs / path.stem, results, faults) for path in notebooks_of(folder)]
+    names = {page.name for page in pages}
+    for name, claim in claims.items():
+        if (claim.notebook or folder.name) not in names:
+            faults.append(f"{folder.name}/claims.yaml: claim {name}: no notebook '{claim.notebook or folder.name}'")
+    return Chapter(folder.name, pages, claims, faults)
 
 
-def read_notebook(path: Path) -> Notebook | None:
-    """Return the notebook at `path`, or None when it is missing, damaged or has no cells."""
-    content = read_json(path)
-    return content if content and content.get("nbformat") == 4 and content.get("cells") else None
+def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:
+    paper, found = path.parent.name, judge(path, run)
+    if found.status not in ("ok", "not run"):
+        faults.append(f"{paper}/{path.stem}: {found.status}: {found.message}")
+    try:
+        expected = load_expected(path.parent, path.stem)
+    except (ValueError, OSError) as error:
+        expected = None
+        faults.append(f"{paper}/{error}")
+    committed, damaged = {}, {}
+    for preset in PRESETS:
+        place = results / preset / paper / f"{path.stem}.json"
+        try:
+            record = Record.read(place) if place.exists() else None
+        except RecordError as error:
+            record, damaged[preset] = None, str(error)
+        if record and ((record.paper, record.notebook, record.preset) != (paper, path.stem, preset) or record.changed):
+            record, damaged[preset] = None, f"{place.name}: the record is of another run"
+        if record:
+            committed[preset] = record
+    faults += [f"results/{preset}/{paper}/{message}" for preset, message in damaged.items()]
+    return Page(paper, path.stem, found, committed, damaged, expected)
 
 
-def without_notes(notebook: Notebook | None) -> Notebook | None:
-    """Drop the notes that papermill puts into a failed notebook; the book has its own."""
-    if notebook is None:
-        return None
-    cells = [c for c in notebook["cells"] if "papermill-error-cell-tag" not in c["metadata"].get("tags", [])]
-    return notebook | {"cells": cells} if cells else None
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def source_of(cell: dict[str, Any]) -> str:
-    """Return a cell's source as one string."""
-    return "".join(cell["source"])
-
-
-def code_of(notebook: Notebook) -> list[str]:
-    """Return the sources of the code cells, without the cell that papermill injects."""
-    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-    return [source_of(c) for c in cells if "injected-parameters" not in c["metadata"].get("tags", [])]
-
-
-def last_error(notebook: Notebook) -> dict[str, Any] | None:
-    """Return cell and error of the first error output as a status file has them, or None when no cell failed."""
-    for index, cell in enumerate(notebook["cells"]):
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "error":
-                error = {"type": output.get("ename", "error"), "message": short(output.get("evalue", ""))}
-                return {"error": error, "last_cell": {"index": index, "id": cell.get("id")}}
-    return None
-
-
-def committed_records(results: Path, paper: str) -> dict[str, dict[str, Any]]:
-    """Return the complete committed records of a chapter by preset, from `results/<preset>/<paper>.json`."""
-    found = {preset: read_json(results / preset / f"{paper}.json") for preset in PRESETS}
-    return {preset: record for preset, record in found.items() if record and record.get("complete") is True}
+def _join(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -2,138 +2,148 @@
 
 import csv
 import io
-import re
 from collections import Counter
-from html import escape
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import yaml
-from cards import tally, verdict_sentence
-from chapters import STATUS, Page
+from helpers.claims import Claim, chip, outcome_html
+from helpers.engine.cells import as_markdown
+from helpers.engine.pages import Chapter, Page, Tally
+from helpers.html import Raw, table, text
+from helpers.record import PRESETS, Verdict
 
-from helpers.claims import PRESETS, Verdict, chip, format_number
-
-PLACE = "<!-- scoreboard -->"
-NOT_RUN = '<span class="not-run">not run</span>'
-Records = dict[str, dict[str, Any]]  # preset -> record
+NOT_RUN = Raw('<span class="not-run">not run</span>')
+CSV = "<a href='../records/scoreboard.csv' download>scoreboard.csv</a>"
 
 
-def fill(template: str, pages: list[Page], records: dict[str, Records], notebooks: Path) -> str:
-    """Return the scoreboard page.
-
-    Args:
-        template: the committed page, with a placeholder.
-        pages: the main page of every chapter, in the book's order.
-        records: for every paper its records by preset.
-        notebooks: folder with the chapters' `claims.yaml`.
-    """
-    if not pages:
-        return template.replace(PLACE, "There are no chapters yet.")
-    parts = [_totals(pages, records), _summary(pages, records)]
-    parts.append(
-        "The same as a table for your own analysis: <a href='../records/scoreboard.csv' download>scoreboard.csv</a>."
-    )
-    for page in pages:
-        claims = yaml.safe_load((notebooks / page.paper / "claims.yaml").read_text())
-        link = f"[Open the chapter](../{page.docname}.ipynb)"
-        parts += [f"(score-{page.paper})=", f"## {page.title}", link, _claims(page, claims, records[page.paper])]
-    return template.replace(PLACE, "\n\n".join(parts))
+def fill(template: str, chapters: list[Chapter]) -> str:
+    """Return the scoreboard page: the committed text with tables at the placeholder."""
+    presets = [p for p in PRESETS if any(p in page.records or page.fault(p) for c in chapters for page in c.pages)]
+    presets = presets or ["reduced"]
+    parts = [_totals(chapters), _summary(chapters, presets)]
+    parts.append(f"The same as a table for your own analysis: {CSV}.")
+    for chapter in chapters:
+        link = f"[Open the chapter](../{chapter.main.docname}.ipynb)"
+        parts += [f"(score-{chapter.paper})=", f"## {as_markdown(chapter.main.title)}", link, _claims(chapter, presets)]
+    return template.replace("<!-- scoreboard -->", "\n\n".join(parts) if chapters else "There are no chapters yet.")
 
 
-def chapter_list(template: str, pages: list[Page]) -> str:
-    """Return the preface with a list of the chapters and how their claims fared."""
+def chapter_list(template: str, chapters: list[Chapter]) -> str:
+    """Return the preface with a list of the chapters and how their claims fared in the runs that the pages show."""
     lines = []
-    for page in pages:
-        said = verdict_sentence(page.record) if page.ok else f"{STATUS.get(page.status, page.status).capitalize()}."
-        lines.append(f"- [{page.title}](../{page.docname}.ipynb). {said}")
+    for chapter in chapters:
+        said = [Tally.of(chapter.claims, chapter.shown()).sentence() if chapter.claims else chapter.faults[0]]
+        said = said if any(page.run.shown for page in chapter.pages) else []
+        said += [_state(page) for page in chapter.pages if page.run.status != "ok"]
+        lines.append(
+            f"- [{as_markdown(chapter.main.title)}](../{chapter.main.docname}.ipynb). {as_markdown(' '.join(said))}"
+        )
     return template.replace("<!-- chapters -->", "\n".join(lines) or "There are no chapters yet.")
 
 
-def as_csv(pages: list[Page], records: dict[str, Records]) -> str:
+def as_csv(chapters: list[Chapter]) -> str:
     """Return one line per claim and preset."""
     buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["paper", "claim", "preset", "seed", "verdict", "value", "low", "high", "n"])
-    for page in pages:
-        for preset, record in records[page.paper].items():
-            for name, outcome in record["claims"].items():
-                numbers = [outcome.get(key, "") for key in ("verdict", "value", "low", "high", "n")]
-                table.writerow([page.paper, name, preset, record["parameters"].get("seed", ""), *numbers])
+    lines = csv.writer(buffer, lineterminator="\n")
+    numbers = ("verdict", "value", "low", "high", "n")
+    lines.writerow(["paper", "notebook", "claim", "evidence", "ours", "preset", "seed", *numbers, "same_verdict"])
+    for chapter in chapters:
+        for page in chapter.pages:
+            for preset, record in page.records.items():
+                for name, outcome in record.claims.items():
+                    claim = chapter.claims.get(name)
+                    kind = [claim.evidence, str(claim.ours).lower()] if claim else ["", ""]
+                    found = [getattr(outcome, key) for key in numbers]
+                    seeds = page.stability(name, preset)
+                    lines.writerow([page.paper, page.name, name, *kind, preset, record.seed, *found, seeds])
     return buffer.getvalue()
 
 
-def _totals(pages: list[Page], records: dict[str, Records]) -> str:
-    shown = [record for by_preset in records.values() for record in by_preset.values()]
-    verdicts = sum((tally(record) for record in shown), Counter())
-    numbers = {"chapters": len(pages), "complete runs": len(shown)}
-    numbers["runs failed"] = sum(not page.ok and page.status != "not run" for page in pages)
+def _totals(chapters: list[Chapter]) -> str:
+    pages = [page for chapter in chapters for page in chapter.pages]
+    best = [Tally.of(c.claims, {name: found[1] for name in c.claims if (found := c.best(name))}) for c in chapters]
+    verdicts = sum((tally.verdicts for tally in best), Counter())
+    numbers = {"chapters": len(chapters), "complete runs": sum(len(page.records) for page in pages)}
+    numbers["runs failed"] = sum(not page.run.shown and page.run.status != "not run" for page in pages)
+    numbers["of the papers' claims measured"] = f"{sum(t.measured for t in best)} of {sum(t.claims for t in best)}"
     numbers |= {verdict: verdicts[verdict] for verdict in ("reproduced", "contradicted", "inconclusive")}
-    tiles = "".join(f"<div><dt>{escape(k)}</dt><dd>{v}</dd></div>" for k, v in numbers.items())
-    return f'<dl class="score-totals">{tiles}</dl>'
-
-
-def _summary(pages: list[Page], records: dict[str, Records]) -> str:
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Chapter", *PRESETS))
-    rows = []
-    for page in pages:
-        cells = "".join(f"<td>{_counts(page, preset, records[page.paper])}</td>" for preset in PRESETS)
-        link = f'<a href="../{page.docname}.html">{escape(page.title)}</a>'
-        rows.append(f'<tr><th scope="row">{link}</th>{cells}</tr>')
+    tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(said)}</dd></div>" for name, said in numbers.items())
+    other, ours = sum(tally.other for tally in best), sum(tally.ours for tally in best)
     return (
-        f'<div class="table-scroll"><table class="scoreboard"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<dl class="score-totals">{tiles}</dl>\n\nEach claim counts once, at the largest size that tested it. '
+        f"Not counted, but listed below: {other} recomputed or derived, and {ours} statements of ours."
     )
 
 
-def _counts(page: Page, preset: str, records: Records) -> str:
-    """The verdicts of one record as counted chips, or why there is none."""
-    if not page.ok and preset == page.preset:
-        return failed_chip(page)
-    if preset not in records:
-        return NOT_RUN
-    counts = tally(records[preset])
-    chips = "".join(f"<span><b>{counts[v]}</b> {chip(v)}</span>" for v in get_args(Verdict) if counts[v])
-    stale = ' <span class="verdict run-stale">! stale</span>' if page.stale and preset == page.preset else ""
-    return f'<span class="chips">{chips}{stale}</span>'
-
-
-def failed_chip(page: Page) -> str:
-    """Return the mark of a failed run, with the reason as a title."""
-    if page.status == "not run":
-        return NOT_RUN
-    why = escape(STATUS.get(page.status, page.status))
-    return f'<span class="verdict run-failed-chip" title="{why}">! run failed: {escape(page.status)}</span>'
-
-
-def _claims(page: Page, claims: list[dict[str, Any]], records: Records) -> str:
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("Claim", "The paper", *PRESETS))
+def _summary(chapters: list[Chapter], presets: list[str]) -> str:
     rows = []
-    for claim in claims:
-        cells = "".join(f"<td>{_outcome(page, claim['id'], preset, records)}</td>" for preset in PRESETS)
-        statement = _plain(claim["statement"])
-        rows.append(
-            f'<tr><th scope="row"><b>{escape(claim["id"])}</b> {statement}</th>'
-            f"<td>{_plain(str(claim['paper_value']))}<br><small>{_plain(claim['source'])}</small></td>{cells}</tr>"
-        )
-    return (
-        f'<div class="table-scroll"><table class="claims"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    for chapter in chapters:
+        link = Raw(f'<a href="../{chapter.main.docname}.html">{text(chapter.main.title)}</a>')
+        rows.append([link, *(_counts(chapter, preset) for preset in presets)])
+    return table(("Chapter", *presets), rows, "scoreboard")
 
 
-def _outcome(page: Page, claim: str, preset: str, records: Records) -> str:
-    if not page.ok and preset == page.preset:
-        return failed_chip(page)
-    outcome = records.get(preset, {}).get("claims", {}).get(claim)
-    if outcome is None:
+def _counts(chapter: Chapter, preset: str) -> Raw:
+    """The counted verdicts of all notebooks at one size, and the marks of what is wrong."""
+    tally = Tally.of(chapter.claims, chapter.at(preset))
+    chips = [f"<b>{tally.verdicts[v]}</b> {chip(v)}" for v in get_args(Verdict) if tally.verdicts[v]]
+    beside = [f"{n} {word}" for n, word in ((tally.other, "not measured"), (tally.ours, "ours")) if n]
+    chips += [f"<small>and {text(', '.join(beside))}</small>"] if beside else []
+    for page in chapter.pages:
+        chips += [mark for mark in (failed_chip(page, preset), stale_chip(page, preset)) if mark]
+    there = any(preset in page.records for page in chapter.pages)
+    if there and not chapter.claims:
+        chips.append(f'<span class="not-run">{text(chapter.faults[0])}</span>')
+    if not chips:
+        return Raw('<span class="not-run">nothing counted</span>') if there else NOT_RUN
+    return Raw(f'<span class="chips">{"".join(f"<span>{one}</span>" for one in chips)}</span>')
+
+
+def failed_chip(page: Page, preset: str) -> str:
+    """Return the mark of a failed run or a damaged record, with the reason as a title."""
+    if not (fault := page.fault(preset)):
+        return ""
+    name = "" if page.main else f"{page.name}: "
+    return f'<span class="verdict run-failed-chip" title="{text(fault[1])}">! {text(name + fault[0])}</span>'
+
+
+def stale_chip(page: Page, preset: str) -> str:
+    """Return the mark of a run whose notebook was changed afterwards."""
+    stale = page.run.status == "stale" and preset == page.preset
+    return '<span class="verdict run-stale">! stale</span>' if stale else ""
+
+
+def _claims(chapter: Chapter, presets: list[str]) -> str:
+    if not chapter.claims:
+        return f'<p class="card-stale">{text(chapter.faults[0])}</p>'
+    rows = [
+        [_statement(chapter, claim), Raw(f"{text(claim.paper_value)}<br><small>{text(claim.source)}</small>")]
+        + [_outcome(chapter, claim, preset) for preset in presets]
+        for claim in chapter.claims.values()
+    ]
+    return table(("Claim", "The paper", *presets), rows, "claims")
+
+
+def _statement(chapter: Chapter, claim: Claim) -> Raw:
+    page = chapter.page_of(claim)
+    kinds = [f'<span class="evidence">{text(kind)}</span>' for kind in (claim.evidence, *["ours"] * claim.ours)]
+    if page and not page.main:
+        kinds.append(f'<a href="../{page.docname}.html">{text(page.title)}</a>')
+    return Raw(f"<b>{text(claim.id)}</b> {text(claim.statement)}<br><small>{' '.join(kinds)}</small>")
+
+
+def _outcome(chapter: Chapter, claim: Claim, preset: str) -> Raw:
+    page = chapter.page_of(claim)
+    if page and (mark := failed_chip(page, preset)):
+        return Raw(mark)
+    record = page.records.get(preset) if page else None
+    if page is None or record is None or claim.id not in record.claims:
         return NOT_RUN
-    if outcome["verdict"] == "not testable here":
-        return f"{chip(outcome['verdict'])}<br><small>{_plain(outcome.get('reason', ''))}</small>"
-    value, low, high = (format_number(outcome[key]) for key in ("value", "low", "high"))
-    return f"{chip(outcome['verdict'])}<br><small>{value} [{low}, {high}], n&nbsp;=&nbsp;{outcome['n']}</small>"
+    seeds = page.stability(claim.id, preset)
+    return Raw(outcome_html(record.claims[claim.id]) + (f"<br><small>same with {seeds}</small>" if seeds else ""))
 
 
-def _plain(text: str) -> str:
-    """Escape a text and put it on one line, so that it stays inside its HTML block."""
-    return escape(re.sub(r"\s+", " ", str(text)).strip())
+def _state(page: Page) -> str:
+    """What a reader must know of a run that is not good, as a sentence."""
+    name = "" if page.main else f"{page.title}: "
+    words = {"not run": "Not run.", "stale": "Stale."}.get(page.run.status, f"Run failed: {page.run.status}.")
+    return name + words

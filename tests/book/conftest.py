@@ -15,37 +15,27 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
-BUILD = ROOT / "book" / "build.py"
 SANDBOX = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 QUIET = ["--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions"]
 
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+STUDY = "second_throw"
+
+
+def claim(name: str, statement: str, **more) -> dict:
+    entry = {"id": name, "statement": statement, "source": "section 2", "paper_value": "0.7", "unit": ""}
+    entry |= {"estimand": "share of heads, mean over throws", "direction": "greater", "threshold": 0.5}
+    entry |= {"presets": ["reduced", "public"], "why_not": {"full": "needs the authors' coin"}, "evidence": "measured"}
+    return entry | more
+
+
 CLAIMS = [
-    {
-        "id": "C1",
-        "statement": "Heads are more frequent than tails & <others>.",
-        "source": "section 2",
-        "paper_value": "0.7",
-        "estimand": "share of heads, mean over throws",
-        "unit": "",
-        "direction": "greater",
-        "threshold": 0.5,
-        "presets": ["reduced", "public"],
-        "why_not": {"full": "needs the authors' coin"},
-    },
-    {
-        "id": "C2",
-        "statement": "The coin remembers its last throw.",
-        "source": "table 1",
-        "paper_value": "not stated",
-        "estimand": "share of repeats minus one half",
-        "unit": "",
-        "direction": "greater",
-        "threshold": 0.0,
-        "presets": ["reduced", "public", "full"],
-    },
+    claim("C1", "Heads are more frequent than tails & <others>.", headline="The coin falls on heads <too> often."),
+    claim("C2", "The coin remembers its last throw.", threshold=0.0, paper_value="not stated"),
+    claim("C3", "The published table has more heads.", evidence="recomputed"),
+    claim("C4", "A second coin does the same.", ours=True),
 ]
+STUDY_CLAIM = claim("C5", "The second throw is fair.", direction="equivalent", margin=0.1, notebook=STUDY)
 TITLE = "# Coins {{ that }} are biased\n\nA. Nobody, *On coins* {cite}`efron1994`.\n\n<!-- card -->\n"
 TEXT = r"""## The method
 
@@ -97,24 +87,33 @@ def chapter(paper: str) -> tuple[dict, dict]:
     )
 
 
-def record(paper: str, preset: str) -> dict:
+def record(paper: str, preset: str, name: str | None = None) -> dict:
     numbers = {"value": 0.71, "low": 0.62, "high": 0.79, "n": 100, "level": 0.95}
     claims = {
         "C1": {"verdict": "reproduced", **numbers},
         "C2": {"verdict": "not testable here", "reason": "no 2nd coin"},
+        "C3": {"verdict": "reproduced", **numbers},
+        "C4": {"verdict": "contradicted", **numbers},
     }
     return {
         "schema": 1,
         "paper": paper,
-        "notebook": paper,
+        "notebook": name or paper,
         "preset": preset,
         "parameters": {"preset": preset, "seed": 0},
         "metrics": {},
-        "claims": claims,
+        "claims": {"C5": {"verdict": "inconclusive", **numbers, "value": 0.6, "low": 0.59}} if name else claims,
         "figures": {},
         "card": {},
         "complete": True,
     }
+
+
+def expected(paper: str) -> dict:
+    metric = {"mean": 0.7, "spread": 0.01, "tolerance": 0.04, "null": 0.5}
+    verdicts = {"C1": ["reproduced"] * 4 + ["inconclusive"]}
+    entry = {"schema": 1, "paper": paper, "preset": "reduced", "k": 4, "seeds": [0, 1, 2, 3, 4]}
+    return entry | {"parameters": {"preset": "reduced"}, "metrics": {"heads": metric}, "claims": verdicts}
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -122,32 +121,45 @@ def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content))
 
 
-def write_fixture(folder: Path) -> SimpleNamespace:
-    """A checkout with four chapters: run well, killed, failed without a status file, never run."""
-    root, runs = folder / "checkout", folder / "runs"
+def write_chapter(root: Path, runs: Path, paper: str, *, run: bool = True) -> dict:
+    """A chapter below `root`, with a good run of its reduced preset; returns the executed notebook."""
+    source, executed = chapter(paper)
+    write_json(root / "notebooks" / paper / f"{paper}.ipynb", source)
+    (root / "notebooks" / paper / "claims.yaml").write_text(yaml.safe_dump(CLAIMS))
+    if run:
+        write_json(runs / paper / f"{paper}.ipynb", executed)
+        write_json(runs / paper / f"{paper}.json", record(paper, "reduced"))
+    return executed
+
+
+def write_checkout(root: Path, papers: tuple[str, ...]) -> None:
+    """A checkout without chapters, whose table of contents names `papers` and one that is only planned."""
     shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, root)
-    papers = ("good_coin", "killed_coin", "wrong_coin", "new_coin")
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     chapters = next(p for p in toc["parts"] if p["caption"] == "Chapters")
     chapters["chapters"] = [{"file": f"notebooks/{p}/{p}"} for p in (*papers, "planned_coin")]
     (root / "_toc.yml").write_text(yaml.safe_dump(toc))
-    executed = {}
-    for paper in papers:
-        source, executed[paper] = chapter(paper)
-        write_json(root / "notebooks" / paper / f"{paper}.ipynb", source)
-        (root / "notebooks" / paper / "claims.yaml").write_text(yaml.safe_dump(CLAIMS))
+
+
+def write_fixture(folder: Path, name: str) -> SimpleNamespace:
+    """A checkout with four chapters: run well (two notebooks), killed, failed without a status file, never run."""
+    root, runs = folder / name, folder / "runs"
+    write_checkout(root, ("good_coin", "killed_coin", "wrong_coin", "new_coin"))
+    write_chapter(root, runs, "good_coin")
+    (root / "notebooks" / "good_coin" / "claims.yaml").write_text(yaml.safe_dump([*CLAIMS, STUDY_CLAIM]))
+    (root / "notebooks" / "good_coin" / "expected.yaml").write_text(yaml.safe_dump(expected("good_coin")))
+    write_json(root / "results" / "public" / "good_coin" / "good_coin.json", record("good_coin", "public"))
+    title = cell("markdown", "title", "# A second throw\n\nOf the same coin.\n\n<!-- card -->\n")
+    study = notebook([title, cell("code", "throw", "p = 0.6", [html_output("<p>0.6</p>")])])
+    write_json(root / "notebooks" / "good_coin" / f"{STUDY}.ipynb", study)
+    write_json(runs / "good_coin" / f"{STUDY}.ipynb", study)
+    write_json(runs / "good_coin" / f"{STUDY}.json", record("good_coin", "reduced", STUDY))
     bib = "@misc{coin, title={Coins}, author={Nobody, A.}, year={2020}}\n"
-    for paper in papers[:2]:  # shared entries are joined
+    write_chapter(root, runs, "killed_coin")  # looks complete after SIGKILL, and has the record of an older run
+    for paper in ("good_coin", "killed_coin"):  # shared entries are joined
         (root / "notebooks" / paper / "references.bib").write_text(bib)
-
-    write_json(runs / "good_coin" / "good_coin.ipynb", executed["good_coin"])
-    write_json(runs / "good_coin" / "good_coin.json", record("good_coin", "reduced"))
-    write_json(root / "results" / "public" / "good_coin.json", record("good_coin", "public"))
-
-    write_json(runs / "killed_coin" / "killed_coin.ipynb", executed["killed_coin"])  # looks complete after SIGKILL
-    write_json(runs / "killed_coin" / "killed_coin.json", record("killed_coin", "reduced"))  # left by an older run
     status = {
         "status": "killed",
         "preset": "reduced",
@@ -159,16 +171,74 @@ def write_fixture(folder: Path) -> SimpleNamespace:
     }
     write_json(runs / "killed_coin" / "killed_coin.status.json", status)
 
+    executed = write_chapter(root, runs, "wrong_coin")
+    (runs / "wrong_coin" / "wrong_coin.json").unlink()
     error = {"output_type": "error", "ename": "ValueError", "evalue": "\x1b[31mbad coin\x1b[0m", "traceback": []}
-    broken = [c | {"outputs": [error]} if c["id"] == "experiment" else c for c in executed["wrong_coin"]["cells"]]
+    broken = [c | {"outputs": [error]} if c["id"] == "experiment" else c for c in executed["cells"]]
     note = cell("markdown", "note", "<span>An Exception was encountered</span>", tags=["papermill-error-cell-tag"])
     broken.insert(0, note)  # papermill does this
     write_json(runs / "wrong_coin" / "wrong_coin.ipynb", notebook(broken))
+    write_chapter(root, runs, "new_coin", run=False)
+    return SimpleNamespace(root=root, runs=runs)
+
+
+BAD = (
+    "good_coin",
+    "empty_record",
+    "list_record",
+    "stub_record",
+    "bad_results",
+    "bad_claims",
+    "hidden_files",
+    "code_first",
+    "long_line",
+    "bad_bib",
+    "no_bib",
+    "bad_expected",
+    "script_title",
+    "not_json",
+)
+
+
+def write_bad_checkout(folder: Path) -> SimpleNamespace:
+    """A checkout in which each chapter but the first has one bad file, named by the chapter."""
+    root, runs = folder / "checkout", folder / "runs"
+    write_checkout(root, BAD)
+    executed = {paper: write_chapter(root, runs, paper) for paper in BAD}
+    chapters = root / "notebooks"
+
+    def change(paper: str, cells: list) -> None:
+        write_json(runs / paper / f"{paper}.ipynb", notebook(cells))
+        bare = [c | {"outputs": [], "execution_count": None} if "outputs" in c else c for c in cells]
+        write_json(chapters / paper / f"{paper}.ipynb", notebook(bare))
+
+    for paper, content in (("empty_record", ""), ("list_record", "[1]"), ("stub_record", '{"complete": true}')):
+        (runs / paper / f"{paper}.json").write_text(content)
+    write_json(root / "results" / "public" / "bad_results" / "bad_results.json", {"complete": True})
+    (chapters / "bad_claims" / "claims.yaml").write_text("- id: [C1\n- x: : y")
+    (chapters / "bad_expected" / "expected.yaml").write_text("schema: 7")
+    (chapters / "not_json" / "not_json.ipynb").write_text('{"cells": [')
+    for path in ("hidden_files/._x.ipynb", "hidden_files/.ipynb_checkpoints/y.ipynb", ".ipynb_checkpoints/z.ipynb"):
+        (chapters / path).parent.mkdir(exist_ok=True)
+        (chapters / path).write_bytes(b"\x00\x05\x16\x07")
+    (root / "book" / "._reading.md").write_bytes(b"\x00\x05\x16\x07")
+    title, *rest = executed["code_first"]["cells"]
+    change("code_first", [rest[2], title, *rest[:2], *rest[3:]])
+    title, *rest = executed["long_line"]["cells"]
+    printed = [{"output_type": "stream", "name": "stdout", "text": "x" * 20_000} for _ in range(10)]
+    change("long_line", [title, *rest, cell("code", "print", "print('x' * 200_000)", printed)])
+    for paper in ("bad_bib", "no_bib"):
+        title, *rest = executed[paper]["cells"]
+        change(paper, [title, cell("markdown", "cites", f"See {{cite}}`lost_{paper}`."), *rest])
+    (chapters / "bad_bib" / "references.bib").write_text("@misc{lost_bad_bib, title={Coins, author={Nobody, A.}\n")
+    title, *rest = executed["script_title"]["cells"]
+    source = title["source"].replace("biased", "<script>alert(1)</script> *here*")
+    change("script_title", [title | {"source": source}, *rest])
     return SimpleNamespace(root=root, runs=runs)
 
 
 def run_build(runs: Path, out: Path, root: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(BUILD), "--runs", str(runs), "--out", str(out), "--root", str(root)]
+    command = [sys.executable, "-m", "helpers.engine.book", "--runs", str(runs), "--out", str(out), "--root", str(root)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -186,17 +256,34 @@ def repository():
 
 @pytest.fixture(scope="session")
 def fixture_checkout(tmp_path_factory):
-    """A small checkout and its runs."""
-    return write_fixture(tmp_path_factory.mktemp("fixture"))
+    """A small checkout and its runs, in a folder with a name that needs care."""
+    return write_fixture(tmp_path_factory.mktemp("fixture"), "it's R&D ünï $HOME")
 
 
 @pytest.fixture(scope="session")
 def fixture_book(fixture_checkout, tmp_path_factory):
     """The book of the small checkout."""
-    out = tmp_path_factory.mktemp("book") / "html"
+    out = tmp_path_factory.mktemp("book") / "it's R&D ünï $HOME" / "html"
     done = run_build(fixture_checkout.runs, out, fixture_checkout.root)
-    assert done.returncode == 0, done.stderr
+    failed = [
+        "killed_coin/killed_coin: killed: cell 3 (experiment): KernelDied",
+        "wrong_coin/wrong_coin: error: cell 3",
+    ]
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and len(said) == 2, done.stderr
+    assert all(line.strip().startswith(start) for line, start in zip(said, failed, strict=True)), done.stderr
+    assert "notebooks/new_coin/new_coin: not run" in done.stdout
     return out
+
+
+@pytest.fixture(scope="session")
+def bad_book(tmp_path_factory):
+    """The book of a checkout in which every chapter but one has a bad file, and what the build said."""
+    folder = tmp_path_factory.mktemp("bad")
+    checkout = write_bad_checkout(folder)
+    done = run_build(checkout.runs, folder / "html", checkout.root)
+    assert (folder / "html").is_dir(), done.stderr
+    return SimpleNamespace(html=folder / "html", done=done, papers=BAD)
 
 
 @pytest.fixture(scope="session")
@@ -207,7 +294,7 @@ def book(request, tmp_path_factory):
         return request.getfixturevalue("fixture_book")
     out = tmp_path_factory.mktemp("staged-book") / "html"
     done = run_build(Path(staged), out, ROOT)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 

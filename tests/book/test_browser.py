@@ -218,5 +218,5 @@ def test_a_folded_answer_opens(tab, book, pages):
 def test_a_failed_page_is_seen_as_failed_and_runs_nothing(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "killed_coin" / "killed_coin.html")
     assert tab.get_by_role("alert").first.is_visible()
-    assert "This chapter's run failed: killed" in tab.inner_text("article")
+    assert "This page's run failed: killed" in tab.inner_text("article")
     assert not tab.problems  # the message holds a script with an alert

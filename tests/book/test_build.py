@@ -7,103 +7,98 @@ import shutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
-from cards import failure_notice, verdict_sentence
-from chapters import load_page
+
+from helpers.claims import Claim
+from helpers.engine.cards import failure_notice
+from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
+from helpers.engine.pages import Tally, load_chapter
+from helpers.record import Outcome
 
 
 @pytest.fixture
 def run(tmp_path, fixture_checkout):
-    """The paths of the good chapter's notebook and of a copy of its run, to be damaged."""
-    folder = tmp_path / "run"
-    shutil.copytree(fixture_checkout.runs / "good_coin", folder)
-    return fixture_checkout.root / "notebooks" / "good_coin" / "good_coin.ipynb", folder / "good_coin"
+    """The folder of the good chapter, a copy of its runs, to be damaged, and the committed records."""
+    shutil.copytree(fixture_checkout.runs / "good_coin", tmp_path / "runs")
+    return fixture_checkout.root / "notebooks" / "good_coin", tmp_path / "runs", fixture_checkout.root / "results"
 
 
-def status_file(run, **content):
-    run.with_name(f"{run.name}.status.json").write_text(json.dumps(content))
+def status_file(runs, **content):
+    (runs / "good_coin.status.json").write_text(json.dumps(content))
 
 
-def test_a_complete_record_is_enough(run):
-    page = load_page(*run)
-    assert page.ok and not page.stale and page.record["paper"] == "good_coin"
+def test_a_chapter_knows_its_notebooks_and_which_claim_is_whose(run):
+    chapter = load_chapter(*run)
+    assert [page.name for page in chapter.pages] == ["good_coin", "second_throw"] and not chapter.faults
+    assert {c.id: chapter.page_of(c).name for c in chapter.claims.values()}["C5"] == "second_throw"
+    assert list(chapter.main.records) == ["reduced", "public"] and list(chapter.pages[1].records) == ["reduced"]
+    assert chapter.best("C1")[0] == "public" and chapter.best("C5")[0] == "reduced"
+    assert chapter.main.stability("C1", "reduced") == "4 of 5 seeds" and not chapter.main.stability("C1", "public")
 
 
-@pytest.mark.parametrize("status", ["error", "timeout", "killed"])
-def test_the_status_file_has_the_last_word(run, status):
-    status_file(run[1], status=status)
-    page = load_page(*run)
-    assert page.status == status and page.record is None
+def test_a_failed_run_is_not_covered_up_and_a_changed_run_speaks_for_no_preset(run):
+    runs = run[1]
+    record = json.loads((runs / "good_coin.json").read_text())
+    (runs / "good_coin.json").write_text(json.dumps(record | {"changed": {"n": 3}}))
+    chapter = load_chapter(*run)
+    assert chapter.main.run.shown and list(chapter.main.records) == ["public"]
+    status_file(runs, status="killed", preset="public")
+    chapter = load_chapter(*run)
+    assert not chapter.main.records and chapter.main.fault("public")[0] == "run failed: killed"
 
 
-@pytest.mark.parametrize(
-    ("suffix", "content", "status"),
-    [
-        (".json", None, "no record"),
-        (".json", '{"complete": false}', "no record"),
-        (".json", '{"complete": tr', "no record"),
-        (".ipynb", '{"cells": [', "unreadable"),
-        (".ipynb", None, "unreadable"),
-        (".status.json", "{", "error"),
-    ],
-)
-def test_what_is_not_clearly_complete_counts_as_failed(run, suffix, content, status):
-    path = run[1].with_name(run[1].name + suffix)
-    path.unlink(missing_ok=True) if content is None else path.write_text(content)
-    assert load_page(*run).status == status
-
-
-def test_nothing_at_all_is_not_run(run):
-    source, place = run
-    for path in place.parent.iterdir():
-        path.unlink()
-    assert load_page(source, place).status == "not run"
-
-
-def test_an_error_output_counts_even_when_the_status_says_ok(run):
-    source, place = run
-    executed = json.loads(place.with_name("good_coin.ipynb").read_text())
-    error = {"output_type": "error", "ename": "ValueError", "evalue": "\x1b[31mbad\x1b[0m\ncoin", "traceback": []}
-    executed["cells"][3]["outputs"] = [error]
-    place.with_name("good_coin.ipynb").write_text(json.dumps(executed))
-    status_file(place, status="ok")
-    page = load_page(source, place)
-    assert page.status == "error" and page.details["last_cell"]["id"] == "experiment"
-    assert page.details["error"] == {"type": "ValueError", "message": "bad coin"}
-
-
-def test_a_changed_notebook_makes_the_page_stale_but_injected_parameters_do_not(run):
-    source, place = run
-    path = place.with_name("good_coin.ipynb")
-    executed = json.loads(path.read_text())
-    injected = executed["cells"][1] | {"id": "x", "source": "seed = 1", "metadata": {"tags": ["injected-parameters"]}}
-    executed["cells"].insert(2, injected)
-    path.write_text(json.dumps(executed))
-    assert not load_page(source, place).stale
-    executed["cells"][4]["source"] = "p = 0.6"
-    path.write_text(json.dumps(executed))
-    assert load_page(source, place).stale
+def entry(evidence="measured", ours=False):
+    base = {"id": "C1", "statement": "Long enough.", "source": "table 1", "paper_value": "", "unit": "", "threshold": 0}
+    base |= {"estimand": "long enough", "direction": "less", "presets": ["reduced", "public", "full"]}
+    return Claim.model_validate(base | {"evidence": evidence, "ours": ours})
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "sentence"),
+    ("claims", "sentence"),
     [
-        (["reproduced"], "1 of 1 claim reproduced."),
-        (["reproduced", "contradicted"], "1 of 2 claims reproduced, 1 contradicted."),
+        (["reproduced"], "1 of 1 claim measured: 1 reproduced."),
+        (["reproduced", "contradicted"], "2 of 2 claims measured: 1 reproduced and 1 contradicted."),
+        (["inconclusive", "not testable here", None], "1 of 3 claims measured: 1 inconclusive."),
         (
-            ["inconclusive", "not testable here", "contradicted"],
-            "0 of 3 claims reproduced, 1 contradicted, 1 inconclusive and 1 not testable at this size.",
+            ["reproduced", ("reproduced", "recomputed"), ("contradicted", "derived"), ("reproduced", "measured", True)],
+            "1 of 3 claims measured: 1 reproduced. "
+            "Not counted: 2 claims recomputed or derived and 1 statement of ours.",
         ),
+        ([("not testable here", "derived", True)], "0 of 0 claims measured."),
     ],
 )
-def test_the_verdict_sentence_is_counted(verdicts, sentence):
-    assert verdict_sentence({"claims": {str(i): {"verdict": v} for i, v in enumerate(verdicts)}}) == sentence
+def test_only_what_was_measured_and_is_the_papers_is_counted(claims, sentence):
+    claims = [c if isinstance(c, tuple) else (c,) for c in claims]
+    outcomes = {str(i): Outcome(verdict=verdict) for i, (verdict, *_) in enumerate(claims) if verdict}
+    assert Tally.of({str(i): entry(*kind) for i, (_, *kind) in enumerate(claims)}, outcomes).sentence() == sentence
 
 
 def test_a_failure_notice_is_one_html_block(run):
     message = "<script>alert(1)</script>\n\n# heading\r\n{{ x }}"
     status_file(run[1], status="killed", error={"type": "E", "message": message}, last_cell=None, seed=0)
-    notice = failure_notice(load_page(*run))
+    notice = failure_notice(load_chapter(*run).main)
     assert "\n" not in notice and "\r" not in notice and "<script" not in notice
+
+
+def printed(*texts, name="stdout"):
+    return [{"output_type": "stream", "name": name, "text": text} for text in texts]
+
+
+def test_a_long_line_is_cut_also_when_it_came_in_pieces():
+    cells = [{"cell_type": "code", "source": "", "outputs": printed(*["x" * 8000] * 3, "\nshort\n")}]
+    cells += [{"cell_type": "code", "source": "", "outputs": printed("1 %\r2 %\rdone\r\n", "end\r")}]
+    shown, cut = with_short_outputs({"cells": cells})
+    [long], [bar] = (cell["outputs"] for cell in shown["cells"])
+    assert cut == 1 and long["text"].startswith("x" * LONGEST_LINE + " [... 14,000 more characters")
+    assert long["text"].endswith("\nshort\n") and bar["text"] == "done\nend"
+    assert len(cells[0]["outputs"]) == 4  # the run's own notebook is not changed
+
+
+def test_a_title_is_found_outside_code_and_made_when_there_is_none():
+    text = {"cell_type": "markdown", "source": "```\n# no title\n```\n## Low\n"}
+    assert find_title({"cells": [text]}) is None
+    assert with_title({"cells": [text]}, "a_b <i>")["cells"][0]["source"] == "# a\\_b \\<i\\>"
+    title = {"cell_type": "markdown", "source": "# `<b>` and $a<b$ and <b>\n"}
+    assert with_title({"cells": [text, title]}, "")["cells"][0]["source"] == "# `<b>` and $a<b$ and \\<b>\n"
 
 
 def page_of(book, paper):
@@ -115,11 +110,11 @@ def page_of(book, paper):
     [
         (
             "killed_coin",
-            "This chapter's run failed: killed",
+            "This page's run failed: killed",
             "<script>alert(1)</script>\n\n# not a heading {{ x }} `y`",
         ),
-        ("wrong_coin", "This chapter's run failed: error", "bad coin"),
-        ("new_coin", "This chapter has not been run", None),
+        ("wrong_coin", "This page's run failed: error", "bad coin"),
+        ("new_coin", "This page's notebook has not been run", None),
     ],
 )
 def test_a_failed_page_says_so_and_shows_code_without_results(fixture_book, paper, title, message):
@@ -137,9 +132,18 @@ def test_a_failed_page_says_so_and_shows_code_without_results(fixture_book, pape
 
 def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fixture_checkout):
     page = page_of(fixture_book, "good_coin")
-    said = page.select_one(".chapter-card").text
-    assert "1 of 2 claims reproduced and" not in said
-    assert said.count("1 of 2 claims reproduced, 1 not testable at this size.") == 2  # this page and public
+    card = page.select_one(".chapter-card")
+    first = card.find()
+    assert first["class"] == ["card-headlines"] and "The coin falls on heads <too> often. ✓ reproduced" in first.text
+    assert "0.71 [0.62, 0.79]" in first.text and "greater than 0.5" in first.text and "(public)" in first.text
+    assert first.svg["aria-label"] == "interval 0.62 to 0.79; reproduced is greater than 0.5"
+    counted = (
+        "1 of 3 claims measured: 1 reproduced. Not counted: 1 claim recomputed or derived and 1 statement of ours."
+    )
+    assert [p.text for p in card.select(".card-verdict")] == [f"reduced (this page) {counted}", f"public {counted}"]
+    study = card.select_one(".card-studies a")
+    assert (study.text, study["href"]) == ("A second throw", "second_throw.html")
+    assert "1 of 1 claim measured: 1 inconclusive." in card.select_one(".card-studies").text
     links = {a.text: a["href"] for a in page.select(".card-button")}
     url = yaml.safe_load((fixture_checkout.root / "_config.yml").read_text())["repository"]["url"]
     place = "main/notebooks/good_coin/good_coin.ipynb"
@@ -152,24 +156,44 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     assert json.loads(downloaded.read_text()) == json.loads(source.read_text())
 
 
+def test_a_study_has_a_page_with_its_own_run_and_stands_below_its_chapter(fixture_book):
+    path = fixture_book / "notebooks" / "good_coin" / "second_throw.html"
+    page = BeautifulSoup(path.read_text(), "html.parser")
+    card = page.select_one(".chapter-card")
+    assert "1 of 1 claim measured: 1 inconclusive." in card.text and card.select_one("a[href='good_coin.html']")
+    assert page.select_one(".bd-sidebar-primary li.has-children a[href='good_coin.html']")
+    assert (fixture_book / "records" / "reduced" / "good_coin" / "second_throw.json").is_file()
+
+
 def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_book):
     board = BeautifulSoup((fixture_book / "book" / "scoreboard.html").read_text(), "html.parser")
     table = board.select_one("table.scoreboard")
-    assert [th.text for th in table.select("thead th")] == ["Chapter", "reduced", "public", "full"]
+    assert [th.text for th in table.select("thead th")] == ["Chapter", "reduced", "public"]  # no run at gpu or full
     rows = [[c.get_text(" ", strip=True) for c in row.find_all("td")] for row in table.select("tbody tr")]
-    chips = "1 ✓ reproduced 1 – not testable here"
     assert rows == [
-        [chips, chips, "not run"],
-        ["! run failed: killed", "not run", "not run"],
-        ["! run failed: error", "not run", "not run"],
-        ["not run", "not run", "not run"],
+        [
+            "1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
+            "1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
+        ],
+        ["! run failed: killed", "not run"],
+        ["! run failed: error", "not run"],
+        ["not run", "not run"],
     ]
+    tiles = {tile.dt.text: tile.dd.text for tile in board.select(".score-totals > div")}
+    assert tiles["of the papers' claims measured"] == "2 of 13" and tiles["reproduced"] == "1"
+    assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0"
     claims = board.select_one("table.claims")
     assert "tails & <others>" in claims.text and "0.71 [0.62, 0.79]" in claims.text and "no 2nd coin" in claims.text
-    lines = list(csv.DictReader((fixture_book / "records" / "scoreboard.csv").open()))
-    assert [(r["paper"], r["preset"], r["claim"]) for r in lines] == [
-        ("good_coin", preset, claim) for preset in ("reduced", "public") for claim in ("C1", "C2")
+    said = [
+        [cell.get_text(" ", strip=True) for cell in row.find_all(["th", "td"])] for row in claims.select("tbody tr")
     ]
+    assert said[0][2].endswith("same with 4 of 5 seeds") and "seeds" not in said[0][3]
+    assert said[3][0].endswith("measured ours") and said[4][0].endswith("measured A second throw")
+    assert said[4][3] == "not run" and claims.select("tbody tr")[4].a["href"].endswith("second_throw.html")
+    lines = list(csv.DictReader((fixture_book / "records" / "scoreboard.csv").open()))
+    main = [("good_coin", preset, f"C{number}") for preset in ("reduced", "public") for number in (1, 2, 3, 4)]
+    assert [(r["notebook"], r["preset"], r["claim"]) for r in lines] == [*main, ("second_throw", "reduced", "C5")]
+    assert (lines[0]["same_verdict"], lines[3]["ours"], lines[2]["evidence"]) == ("4 of 5 seeds", "true", "recomputed")
 
 
 def test_a_planned_chapter_without_folder_is_left_out(fixture_book):
@@ -195,11 +219,6 @@ def test_refuses_an_unlisted_chapter(build, copied_checkout, tmp_path):
         copied_checkout.root / "notebooks/extra_coin/extra_coin.ipynb"
     )
     refused(build, copied_checkout, tmp_path / "out", "_toc.yml does not list notebooks/extra_coin/extra_coin")
-
-
-def test_refuses_two_works_under_one_key(build, copied_checkout, tmp_path):
-    (copied_checkout.root / "notebooks/killed_coin/references.bib").write_text("@misc{coin, title={Other}}\n")
-    refused(build, copied_checkout, tmp_path / "out", "bibliography key 'coin' has two titles")
 
 
 def test_refuses_a_missing_runs_folder_and_a_foreign_output_folder(build, fixture_checkout, tmp_path):

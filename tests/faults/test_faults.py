@@ -13,8 +13,11 @@ import time
 import psutil
 import pytest
 import yaml
-from click.testing import CliRunner
-from helpers.execute import main as execute_command
+from typer.testing import CliRunner
+
+from helpers.engine.cli import app
+from helpers.engine.execute import pair_up
+from helpers.record import record_path
 
 SECRETS = ("/tmp/", "/home/", os.path.expanduser("~") + "/", os.getcwd())
 
@@ -127,7 +130,8 @@ def test_failed_run_takes_the_earlier_record_away_and_leaves_other_chapters_alon
 def _start_sleeping(folder, out):
     command = [sys.executable, "-m", "helpers.engine.execute", str(folder / "plain.ipynb"), "--out", str(out)]
     process = subprocess.Popen([*command, "-p", "action", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    status = out / "reduced+action=sleep" / "seed-0" / "plain" / "plain.status.json"
+    record = record_path("plain", "plain", "reduced", 0, {"action": "sleep"}, out)
+    status = record.with_name("plain.status.json")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         below = psutil.Process(process.pid).children(recursive=True)
@@ -204,7 +208,8 @@ REFUSED = {
 
 def assert_refused(folder, out, message, *arguments):
     """Exit code 2, one line, and nothing written."""
-    called = CliRunner().invoke(execute_command, [str(folder / "plain.ipynb"), "--out", str(out), *arguments])
+    words = pair_up(["run", str(folder / "plain.ipynb"), "--out", str(out), *arguments])
+    called = CliRunner().invoke(app, words)
     assert called.exit_code == 2
     assert message in called.stderr
     assert len(called.stderr.strip().splitlines()) == 1
@@ -234,7 +239,6 @@ WRONG_FILES = {
     ),
     "budget": ("presets.yaml", "memory_gb: 2, cell_s", "memory: 2, cell_s", "presets.yaml: budgets.reduced."),
     "notebook": ("plain.ipynb", "learning_rate: float", "learning_rate: complex", "'learning_rate': type complex"),
-    "comment": ("plain.ipynb", "step size [1e-6", "step = [1e-6", "papermill cannot read parameter 'learning_rate'"),
 }
 
 
@@ -256,11 +260,83 @@ def test_refusal_is_the_exit_code_of_the_process(chapter, execute):
     )
 
 
-def test_refused_request_does_not_leave_an_earlier_result_behind(chapter, execute):
+def files(folder):
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_a_refused_request_touches_nothing(chapter, execute):
     folder = chapter("plain")
-    assert execute(folder).code == 0
+    first = execute(folder)
+    assert first.code == 0
+    before = files(first.folder)
     (folder / "claims.yaml").write_text("[]")
+    for arguments in ([], ["--preset", "reduced/"], ["--seed", "-1"], ["-p", "n_items", "1000"]):
+        run = execute(folder, *arguments)
+        assert (run.code, len(run.err.strip().splitlines())) == (2, 1)
+        assert files(first.folder) == before
+    nowhere = folder.parent / "elsewhere" / "plain"
+    assert execute(nowhere).code == 2
+    assert files(first.folder) == before and not nowhere.exists()
+
+
+@pytest.mark.slow
+def test_a_failed_run_keeps_the_earlier_good_one_aside(chapter, execute):
+    folder = chapter("plain")
+    good = execute(folder).record.read_bytes()
+    notebook = (folder / "plain.ipynb").read_text()
+    (folder / "plain.ipynb").write_text(notebook.replace('action: str = \\"none\\"', 'action: str = \\"raise\\"'))
     run = execute(folder)
-    assert run.code == 2
-    assert (run.status["status"], run.status["error"]["type"]) == ("error", "BadRequestError")
-    assert [p.name for p in run.folder.iterdir()] == ["plain.status.json"]
+    assert run.code == 1 and "kept in plain.before" in run.err
+    assert not run.record.exists()
+    assert (run.folder / "plain.before" / "plain.json").read_bytes() == good
+
+
+@pytest.mark.slow
+def test_a_second_execution_of_one_request_is_refused_in_one_line(chapter, tmp_path):
+    folder, out = chapter("plain"), tmp_path / "runs"
+    process, status, below = _start_sleeping(folder, out)
+    before = status.read_bytes()
+    words = pair_up(["run", str(folder / "plain.ipynb"), "--out", str(out), "-p", "action", "sleep"])
+    called = CliRunner().invoke(app, words)
+    assert called.exit_code == 2
+    assert f"is being executed by process {process.pid}" in called.stderr
+    assert len(called.stderr.strip().splitlines()) == 1
+    assert status.read_bytes() == before and process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert _gone(below)
+
+
+ODD = "my papers R&D it's a$HOME ünï"
+
+
+@pytest.mark.slow
+def test_odd_folder_names_and_a_latin_1_locale(chapter, execute, tmp_path):
+    folder = tmp_path / ODD / "plain"
+    folder.parent.mkdir()
+    chapter("plain").rename(folder)
+    environment = {"LC_ALL": "en_US.ISO-8859-1", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = execute(folder, environment=environment)
+    assert run.code == 0, run.err
+
+
+@pytest.mark.slow
+def test_relative_folders_umask_and_no_home(chapter, tmp_path):
+    folder = chapter("quick")
+    environment = {k: v for k, v in os.environ.items() if k != "HOME" and not k.startswith("REPRODUCTIONS_")}
+    environment |= {"REPRODUCTIONS_RUNS": "my runs", "REPRODUCTIONS_DATA": "cache"}
+    command = [sys.executable, "-m", "helpers.engine.execute", str(folder / "quick.ipynb")]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, umask=0o027, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = tmp_path / "my runs" / "reduced" / "seed-0" / "quick" / "quick.json"
+    assert record.stat().st_mode & 0o777 == 0o640
+    assert not list(folder.glob("my runs"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(chapter, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    called = CliRunner().invoke(app, ["run", str(chapter("plain") / "plain.ipynb"), "--out", str(tmp_path / "file")])
+    assert called.exit_code == 1
+    assert "cannot write the run's files: Not a directory" in called.stderr
+    assert len(called.stderr.strip().splitlines()) == 1

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from helpers.claims import Claim, claims_table, load_claims
+from helpers.record import Outcome
 from helpers.stats import Estimate
 
 BASE = {
@@ -16,6 +17,7 @@ BASE = {
     "direction": "greater",
     "threshold": 0.0,
     "presets": ["reduced", "public", "full"],
+    "evidence": "measured",
 }
 
 
@@ -58,6 +60,7 @@ def write(tmp_path, entries):
         ([BASE | {"margin": 1.0}], "margin"),
         ([BASE | {"presets": ["reduced"]}], "why_not"),
         ([BASE | {"treshold": 1.0}], "treshold"),
+        ([{k: v for k, v in BASE.items() if k != "evidence"}], "evidence"),
         ([BASE, BASE], "stands there twice"),
         ([{k: v for k, v in BASE.items() if k != "threshold"}], "threshold"),
     ],
@@ -78,12 +81,22 @@ def test_the_table_escapes_text_and_shows_every_state(tmp_path):
     claims = load_claims(
         write(tmp_path, [BASE | {"statement": "<script>alert(1)</script> is text"}, BASE | {"id": "C2"}])
     )
-    outcome = {"verdict": "reproduced", "value": 0.51234, "low": 0.4, "high": 0.6, "n": 7}
+    outcome = Outcome(verdict="reproduced", value=0.51234, low=0.4, high=0.6, n=7)
     page = claims_table(
-        claims, {"this run": {"C1": outcome, "C2": {"verdict": "not testable here", "reason": "a & b"}}}
+        claims, {"this run": {"C1": outcome, "C2": Outcome(verdict="not testable here", reason="a & b")}}
     )
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
     assert (
         "verdict-reproduced" in page and "verdict-not-testable" in page and "0.512 [0.4, 0.6], n&nbsp;=&nbsp;7" in page
     )
     assert "not run" in claims_table(claims, {"full": {}})
+
+
+def test_a_notebook_judges_its_own_claims_and_gpu_counts_as_public(tmp_path):
+    study = BASE | {"id": "C2", "notebook": "study", "presets": ["reduced"], "why_not": {"public": "a", "full": "b"}}
+    path = write(tmp_path, [BASE, study])
+    assert list(load_claims(path)) == ["C1", "C2"]
+    assert list(load_claims(path, "study")) == ["C2"]
+    assert list(load_claims(path, tmp_path.name)) == ["C1"]
+    assert "gpu" in load_claims(path)["C1"].presets
+    assert load_claims(path)["C2"].why_not["gpu"] == "a"

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from helpers.engine.judge import chapters_of, judge, notebooks_of
+from helpers.engine.judge import chapters_of, judge
+from helpers.paths import notebooks_of
 
 SEED = {"preset": "reduced", "seed": 0}
 
@@ -93,6 +94,12 @@ def test_an_error_output_counts_even_when_the_status_says_ok(run, ename):
         (".json", '{"complete": tr', "no record", "coin.json: not a complete record"),
         (".ipynb", '{"cells": [', "unreadable", "coin.ipynb: not JSON"),
         (".ipynb", '{"nbformat": 4, "cells": [1]}', "unreadable", "coin.ipynb: cell 0 is damaged"),
+        (
+            ".ipynb",
+            '{"nbformat": 4, "cells": [{"cell_type": "code", "metadata": {}, "source": "", "outputs": [{}]}]}',
+            "unreadable",
+            "coin.ipynb: cell 0 is damaged",
+        ),
         (".ipynb", None, "unreadable", "coin.ipynb: no such file"),
         (".status.json", "{", "unreadable", "coin.status.json: not JSON"),
         (".status.json", "{}", "unreadable", "coin.status.json: says no status"),

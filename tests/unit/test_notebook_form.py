@@ -7,15 +7,17 @@ import statistics
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 import yaml
-from helpers.parameters import schema
-from helpers.presets import load_presets
 
 from helpers.claims import load_claims
+from helpers.paths import notebooks_of
+from helpers.request import limits_of, load_presets, schema
+from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*/*.ipynb"))
+NOTEBOOKS = [path for folder in sorted((ROOT / "notebooks").glob("*/")) for path in notebooks_of(folder)]
 SECTIONS = [
     "In one page",
     "Parameters",
@@ -40,7 +42,7 @@ SETUP = re.compile(
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|mnt|Users)/")
 
 
-@pytest.fixture(params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.fixture(params=NOTEBOOKS, ids=[f"{path.parent.name}-{path.stem}" for path in NOTEBOOKS])
 def path(request) -> Path:
     return request.param
 
@@ -102,6 +104,8 @@ def test_cell_ids_are_unique_and_stable(path):
     assert len(ids) == len(set(ids))
     random = [name for name in ids if not re.fullmatch(r"[a-z][\w-]*", name) or re.fullmatch(r"[0-9a-f-]{8,}", name)]
     assert not random, f"ids must be words: {random}"
+    counted = [name for name in ids if re.search(r"-(\w|\d+|why|code|text|next|more)$", name)]
+    assert not counted, f"ids must name their content: {counted}"
 
 
 def test_code_is_plain_python(code):
@@ -128,25 +132,42 @@ def test_first_cells_are_setup_imports_parameters_run(path, code):
     assert pins <= locked, f"not in requirements-models.lock: {pins - locked}"
     assert code[1].id == "imports"
     assert "parameters" in tags(code[2])
-    assert code[3].source.startswith(f'run = Run("{path.parent.name}", globals())')
+    study = "" if path.stem == path.parent.name else f', notebook="{path.stem}"'
+    assert code[3].source.startswith(f'run = Run("{path.parent.name}", globals(){study})')
 
 
 def test_parameters_are_documented_and_bounded(path):
-    for name, parameter in schema(path).items():
-        assert parameter.help, f"{name} has no comment"
-        bounded = parameter.type in ("str", "bool", "list") or parameter.low is not None or parameter.choices
+    model = schema(path)
+    known = papermill.inspect_notebook(path)
+    for name, (kind, limits) in limits_of(model).items():
+        assert model.model_fields[name].description, f"{name} has no comment"
+        bounded = kind in (str, bool, list) or limits.low is not None or limits.choices
         assert bounded, f"{name}: a number needs its range [low, high] or its choices {{a, b}}"
+        assert known[name]["help"], f"{name}: papermill cannot read it (a second '=' in its line?)"
 
 
 def test_presets_and_claims_are_valid(path):
-    presets, budgets = load_presets(path.parent, schema(path))
-    assert list(presets) == ["reduced", "public", "full"]
-    assert set(presets["reduced"]) <= {"preset"}, "the defaults of the parameters cell are the reduced preset"
-    assert budgets["reduced"].wall_s <= 480 and budgets["reduced"].memory_gb <= 4
+    presets = load_presets(path)
+    assert [name for name in presets.values if name != "gpu"] == ["reduced", "public", "full"]
+    assert set(presets.values["reduced"]) <= {"preset"}, "the parameters cell's defaults are the reduced preset"
+    assert presets.budgets["reduced"].wall_s <= 480 and presets.budgets["reduced"].memory_gb <= 4
     sources = yaml.safe_load((path.parent / "presets.yaml").read_text()).get("sources", {}).get("full", {})
-    unsourced = presets["full"].keys() - sources.keys() - {"preset"}
+    unsourced = presets.values["full"].keys() - sources.keys() - {"preset"}
     assert not unsourced, f"presets.yaml: full: no source for {sorted(unsourced)}"
-    assert load_claims(path.parent / "claims.yaml")
+    assert load_claims(path.parent / "claims.yaml", path.stem), "no claim is judged by this notebook"
+    assert load_expected(path.parent, path.stem), "never calibrated: the gate would be off"
+
+
+def test_chapter_has_one_to_three_headlines_and_its_claims_have_notebooks(path):
+    claims = load_claims(path.parent / "claims.yaml").values()
+    assert 1 <= sum(claim.headline is not None for claim in claims) <= 3
+    known = {notebook.stem for notebook in notebooks_of(path.parent)}
+    assert {claim.notebook or path.parent.name for claim in claims} == known
+
+
+def test_notebook_is_short_enough_to_review(path, code):
+    lines = sum(1 for cell in code for line in cell.source.splitlines() if line.strip())
+    assert len(code) <= 120 and lines <= 850, f"{path.stem}: {len(code)} code cells, {lines} code lines"
 
 
 def test_cells_are_short(code):

@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from helpers import Estimate, Run
-from helpers.verify import RegressionError, expectations
+from helpers.engine.calibrate import as_yaml, expectations
+from helpers.record import Record
+from helpers.request import BadRequestError
+from helpers.verify import RegressionError
 
 CLAIM = {
     "id": "C1",
@@ -20,6 +23,7 @@ CLAIM = {
     "threshold": 0.0,
     "presets": ["reduced", "public"],
     "why_not": {"full": "needs another machine"},
+    "evidence": "measured",
 }
 
 
@@ -65,7 +69,8 @@ def test_a_finished_run_writes_a_complete_record(chapter):
     run.verdicts()
     record = run.finish()
     on_disk = json.loads(run.path.read_text())
-    assert on_disk == record and on_disk["complete"] is True
+    assert on_disk == record.dump() and on_disk["complete"] is True
+    assert Record.read(run.path) == record
     assert on_disk["metrics"]["x"]["interval"] == [0.5, 1.5]
     assert on_disk["claims"]["C1"]["verdict"] == "reproduced"
     assert on_disk["card"]["peak_memory_mb"] > 10
@@ -84,7 +89,7 @@ def test_a_claim_that_cannot_be_tested_is_listed_with_its_reason(chapter):
     run.metric("x", 1.0)
     with pytest.raises(ValueError, match="not testable"):
         run.claim("C1", 1.0, (0.5, 1.5))
-    assert run.finish()["claims"]["C1"]["reason"] == "needs another machine"
+    assert run.finish().claims["C1"].reason == "needs another machine"
 
 
 def test_the_gate_raises_and_leaves_no_record(chapter):
@@ -95,9 +100,9 @@ def test_the_gate_raises_and_leaves_no_record(chapter):
         return run, run.finish
 
     records = [finish(1.0 + 0.01 * seed, seed)[1]() for seed in range(5)]
-    (chapter / "expected.yaml").write_text(yaml.safe_dump(expectations(records)))
-    assert finish(1.02)[1]()["complete"]
-    run, broken = finish(-1.0)
+    (chapter / "expected.yaml").write_text(as_yaml(expectations(records)))
+    assert finish(1.02)[1]().complete
+    run, broken = finish(-1.0, seed=9)
     with pytest.raises(RegressionError, match="x: -1 is not within"):
         broken()
     assert not run.path.exists()
@@ -114,3 +119,102 @@ def test_names_are_used_once_and_numbers_are_finite(chapter):
         run.claim("C9", 1.0, (0, 2))
     with pytest.raises(ValueError, match="alt text"):
         run.figure(lambda figure: None, "empty", alt="")
+
+
+def test_with_fail_fast_a_metric_out_of_tolerance_raises_where_it_is_noted(chapter, monkeypatch):
+    def noted(value, seed=0):
+        run = Run("toy", namespace(seed=seed))
+        run.metric("x", value, null=0.0)
+        return run
+
+    def finished(run):
+        run.claim("C1", 1.0, (0.9, 1.1))
+        return run.finish()
+
+    records = [finished(noted(1.0 + 0.01 * seed, seed)) for seed in range(5)]
+    (chapter / "expected.yaml").write_text(as_yaml(expectations(records)))
+    monkeypatch.setenv("REPRODUCTIONS_FAIL_FAST", "1")
+    assert noted(1.01)
+    with pytest.raises(RegressionError, match="x: -1 is not within"):
+        noted(-1.0)
+
+
+PARAMETERS = """preset: str = "reduced"  # configuration {reduced, public, full}
+seed: int = 0  # random seed [0, 9]
+n_items: int = 3  # items [1, 10]
+"""
+
+
+@pytest.fixture
+def declared(chapter):
+    """The chapter with its notebook, so that a run can check its own request."""
+    cell = {"cell_type": "code", "id": "p", "metadata": {"tags": ["parameters"]}, "source": PARAMETERS}
+    (chapter / "toy.ipynb").write_text(json.dumps({"cells": [cell], "nbformat": 4, "metadata": {}}))
+    budgets = {name: {"wall_s": 60, "memory_gb": 1} for name in ("reduced", "public")}
+    rule = {"rule": "n_items != 7", "because": "seven items bring bad luck"}
+    content = {"reduced": {}, "public": {"n_items": 6}, "budgets": budgets, "requires": [rule]}
+    (chapter / "presets.yaml").write_text(yaml.safe_dump(content))
+    return chapter
+
+
+def test_a_trial_never_takes_the_place_of_a_preset(declared):
+    plain, trial = Run("toy", namespace()), Run("toy", namespace(n_items=4))
+    assert (plain.changed, trial.changed) == ({}, {"n_items": 4})
+    assert plain.path.parts[-4] == "reduced" and trial.path.parts[-4].startswith("reduced+n_items=4~")
+    assert Run("toy", namespace(preset="public", n_items=6)).changed == {}
+    assert Run("toy", namespace(preset="public", n_items=5)).changed == {"n_items": 5}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_items": 30}, r"'n_items': 30 is out of range \[1, 10\]"),
+        ({"n_items": 3.0}, "is of type float, not int"),
+        ({"n_itms": 3}, "unknown parameter 'n_itms', did you mean 'n_items'"),
+        ({"preset": "public"}, "named without its values.*n_items = 6"),
+        ({"preset": "full"}, "unknown preset 'full'"),
+        ({"n_items": 7}, "in conflict: n_items = 7: seven items bring bad luck"),
+    ],
+)
+def test_a_run_refuses_a_request_that_no_command_has_checked(declared, values, message):
+    with pytest.raises(BadRequestError, match=message):
+        Run("toy", namespace(**values))
+
+
+def test_a_default_that_was_edited_in_place_makes_a_trial(declared):
+    def finish(seed):
+        run = Run("toy", namespace(seed=seed))
+        run.metric("x", 1.0 + 0.01 * seed, null=0.0)
+        run.claim("C1", 1.0, (0.9, 1.1))
+        return run.finish()
+
+    (declared / "expected.yaml").write_text(as_yaml(expectations([finish(seed) for seed in range(5)])))
+    text = (declared / "toy.ipynb").read_text()
+    (declared / "toy.ipynb").write_text(text.replace("n_items: int = 3", "n_items: int = 5"))
+    assert Run("toy", namespace(n_items=5)).changed == {"n_items": 5}
+
+
+def test_a_trial_may_leave_a_number_undefined_and_a_preset_may_not(declared):
+    trial = Run("toy", namespace(n_items=4))
+    trial.metric("x", float("nan"), null=0.0)
+    nothing = Estimate(float("nan"), float("nan"), float("nan"), 3)
+    assert trial.claim("C1", nothing) == "inconclusive"
+    trial.verdicts()
+    record = trial.finish()
+    assert record.metrics["x"].value is None and "undefined" in record.claims["C1"].reason
+    assert Record.read(trial.path) == record
+    with pytest.raises(ValueError, match="undefined"):
+        Run("toy", namespace()).claim("C1", nothing)
+
+
+def test_an_unfinished_run_leaves_an_earlier_record_alone(declared):
+    def finish():
+        run = Run("toy", namespace())
+        run.metric("x", 1.0)
+        run.claim("C1", 1.0, (0.9, 1.1))
+        return run.finish(), run.path
+
+    _, path = finish()
+    before = path.read_bytes()
+    Run("toy", namespace()).metric("x", 2.0)
+    assert path.read_bytes() == before

@@ -17,7 +17,9 @@ QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it."""
+    """A checkout, in a folder with an odd name that must not matter, with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it."""
+    tmp_path = tmp_path / "it's R&D, a$HOME ünï"
+    tmp_path.mkdir()
     machinery = (
         "Snakefile",
         "profiles",
@@ -75,7 +77,7 @@ def test_batch_runs_what_changed_and_survives_a_failed_chapter(checkout):
     broken.touch()
     done = snakemake(checkout)
     assert done.returncode == 1, done.stderr
-    failed = "1 run(s) failed:\n  tails (seed 0): error in cell 5 (toss): AssertionError: the coin is broken"
+    failed = "1 run(s) failed:\n  tails (seed 0): error: cell 5 (toss): AssertionError: the coin is broken"
     assert failed in done.stderr
     first = status(checkout, "heads")
     assert first["status"] == "ok"
@@ -113,16 +115,23 @@ def test_batch_runs_what_changed_and_survives_a_failed_chapter(checkout):
     assert status(checkout, "heads")["started"] > first["started"]
     assert status(checkout, "tails") == second
 
-    # a claims file that is wrong is refused before a kernel starts; no older result stands in for it
+    # a claims file that is wrong is refused before a kernel starts: nothing is touched, and it is named
     claims = checkout / "notebooks/heads/claims.yaml"
     claims.write_text(claims.read_text().replace("direction: greater", "direction: upwards"))
     done = snakemake(checkout)
     assert done.returncode == 1, done.stderr
-    assert status(checkout, "heads")["error"]["type"] == "BadRequestError"
-    assert "heads (seed 0): error: BadRequestError: claims.yaml: claim C1: direction" in done.stderr
+    assert "heads (seed 0): refused: claims.yaml: claim C1: direction" in done.stderr
     assert "verdict-reproduced" not in page(checkout, "heads")
-    assert not (runs / "heads/heads.json").exists()
+    assert (runs / "heads/heads.json").exists()
     assert status(checkout, "tails") == second
+
+    # what is damaged or gone is executed again, and nothing else
+    claims.write_text(claims.read_text().replace("direction: upwards", "direction: greater"))
+    (runs / "tails/tails.json").write_text("[1]")
+    done = snakemake(checkout)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((runs / "tails/tails.json").read_text())["complete"] is True
+    assert status(checkout, "tails")["started"] > second["started"]
 
 
 def test_unknown_chapter_is_named(checkout):
@@ -136,5 +145,20 @@ def test_seeds_and_papers_are_chosen_by_config(checkout):
     plan = done.stdout + done.stderr
     assert done.returncode == 0, plan
     done = snakemake(checkout, "--summary", "--config", "seeds=0,1,2", "papers=heads")
-    records = {line.split("\t")[0] for line in done.stdout.splitlines() if ".json" in line.split("\t")[0]}
-    assert records == {f"runs/reduced/seed-{seed}/heads/heads.json" for seed in (0, 1, 2)}
+    marks = {line.split("\t")[0] for line in done.stdout.splitlines() if ".done" in line.split("\t")[0]}
+    assert marks == {f"runs/reduced/seed-{seed}/heads/heads.done" for seed in (0, 1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("preset=reduced; touch x", "unknown preset 'reduced; touch x'"),
+        ("seeds=0-4", "seeds=0-4: whole numbers are needed"),
+        ("bias=0.8", "unknown --config key: bias"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_nothing_is_executed(checkout, setting, message):
+    done = snakemake(checkout, "--config", setting)
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout
+    assert not (checkout / "x").exists() and not (checkout / "runs").exists()

@@ -1,23 +1,26 @@
 """The gate: what passes, what fails, and tolerances that must never be written."""
 
 import copy
-import json
 import os
 
 import pytest
 
-from helpers.verify import _finished, applies, compare, expectations
+from helpers.engine.calibrate import _finished, as_yaml, expectations
+from helpers.record import Record
+from helpers.verify import compare, load_expected
 
 
-def record(seed: int, value: float, *, null: float | None = 0.5, floor: float = 1e-6) -> dict:
-    metric = {"value": value, "interval": None, "n": 10, "unit": "", "null": null, "floor": floor, "gate": True}
-    ungated = metric | {"value": 100.0 * seed, "gate": False}
-    return {
-        "paper": "p",
-        "preset": "reduced",
-        "parameters": {"preset": "reduced", "seed": seed, "n_items": 3},
-        "metrics": {"auroc": metric, "seconds": ungated},
-    }
+def record(seed: int, value: float, *, null: float | None = 0.5, floor: float = 1e-6, verdict="reproduced") -> Record:
+    metric = {"value": value, "n": 10, "null": null, "floor": floor}
+    return Record(
+        paper="p",
+        notebook="p",
+        preset="reduced",
+        parameters={"preset": "reduced", "seed": seed, "n_items": 3},
+        metrics={"auroc": metric, "seconds": {"value": 100.0 * seed, "gate": False}},
+        claims={"C1": {"verdict": verdict}, "C2": {"verdict": "not testable here", "reason": "too small"}},
+        card={},
+    )
 
 
 def five(values=(0.80, 0.81, 0.79, 0.80, 0.82), **kwargs):
@@ -25,18 +28,18 @@ def five(values=(0.80, 0.81, 0.79, 0.80, 0.82), **kwargs):
 
 
 def test_tolerance_is_four_spreads():
-    entry = expectations(five())["metrics"]["auroc"]
-    assert entry["mean"] == pytest.approx(0.804)
-    assert entry["tolerance"] == pytest.approx(4 * entry["spread"])
-    assert entry["spread"] == pytest.approx(0.0114018, rel=1e-4)
+    entry = expectations(five()).metrics["auroc"]
+    assert entry.mean == pytest.approx(0.804)
+    assert entry.tolerance == pytest.approx(4 * entry.spread)
+    assert entry.spread == pytest.approx(0.0114018, rel=1e-4)
 
 
 def test_a_metric_without_spread_keeps_its_floor():
-    assert expectations(five([0.8] * 5, floor=0.01))["metrics"]["auroc"]["tolerance"] == 0.01
+    assert expectations(five([0.8] * 5, floor=0.01)).metrics["auroc"].tolerance == 0.01
 
 
 def test_ungated_metrics_are_left_out():
-    assert "seconds" not in expectations(five())["metrics"]
+    assert "seconds" not in expectations(five()).metrics
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_calibration_refuses(records, words):
 
 def test_calibration_refuses_mixed_parameters():
     records = five()
-    records[2]["parameters"]["n_items"] = 4
+    records[2].parameters["n_items"] = 4
     with pytest.raises(ValueError, match="differ only in their seed"):
         expectations(records)
 
@@ -64,28 +67,48 @@ def test_compare_names_what_left_and_what_is_missing():
     expected = expectations(five())
     assert compare(record(9, 0.8), expected) == []
     assert "auroc: 0.5 is not within" in compare(record(9, 0.5), expected)[0]
-    assert compare(record(9, float("nan")), expected)
+    undefined = record(9, 0.8)
+    undefined.metrics["auroc"].value = None
+    assert "undefined is not within" in compare(undefined, expected)[0]
     renamed = copy.deepcopy(record(9, 0.8))
-    renamed["metrics"]["accuracy"] = renamed["metrics"].pop("auroc")
+    renamed.metrics["accuracy"] = renamed.metrics.pop("auroc")
     assert len(compare(renamed, expected)) == 2
+
+
+def test_a_verdict_that_turns_round_fails_and_one_that_wavers_does_not():
+    expected = expectations(five())
+    assert expected.claims == {"C1": ["reproduced"] * 5}
+    said = "claim C1: contradicted, but reproduced with all 5 calibrated seeds"
+    assert compare(record(9, 0.8, verdict="contradicted"), expected) == [said]
+    assert compare(record(9, 0.8, verdict="inconclusive"), expected) == []
+    wavering = expectations([*five()[:4], record(4, 0.82, verdict="inconclusive")])
+    assert compare(record(9, 0.8, verdict="contradicted"), wavering) == []
 
 
 def test_expectations_speak_only_of_the_calibrated_configuration():
     expected = expectations(five())
-    assert applies(expected, record(77, 0.1)) is None
-    assert "no expected.yaml" in applies(None, record(0, 0.1))
-    other = record(0, 0.8)
-    other["parameters"]["n_items"] = 99
-    assert "n_items" in applies(expected, other)
-    assert "preset" in applies(expected, record(0, 0.8) | {"preset": "public"})
+    assert expected.not_about("reduced", record(77, 0.1).parameters) is None
+    assert "n_items" in expected.not_about("reduced", {"preset": "reduced", "n_items": 99})
+    assert "preset" in expected.not_about("public", {})
+
+
+def test_the_file_is_read_as_it_was_written_and_a_wrong_one_is_named(tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    assert load_expected(folder, "p") is None
+    (folder / "expected.yaml").write_text(as_yaml(expectations(five())))
+    assert load_expected(folder, "p") == expectations(five())
+    for text, words in (("", "valid dictionary"), ("schema: 1", "paper"), ("- [", "not valid YAML")):
+        (folder / "expected.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"expected\.yaml: .*{words}"):
+            load_expected(folder, "p")
 
 
 def test_an_interrupted_calibration_reuses_what_is_newer_than_its_inputs(tmp_path):
     notebook, record_file = tmp_path / "p.ipynb", tmp_path / "runs" / "p.json"
     notebook.write_text("{}")
-    record_file.parent.mkdir()
-    record_file.write_text(json.dumps(record(3, 0.8) | {"complete": True}))
-    assert _finished(notebook, 3, record_file.parent)["parameters"]["seed"] == 3
+    record(3, 0.8).write(record_file)
+    assert _finished(notebook, 3, record_file.parent).seed == 3
     assert _finished(notebook, 4, record_file.parent) is None
     later = record_file.stat().st_mtime + 10
     os.utime(notebook, (later, later))
