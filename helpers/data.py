@@ -138,13 +138,14 @@ def _download(name: str, entry: Source, path: Path) -> Path:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        got = Path(pooch.retrieve(entry.url, known_hash=None, fname=part.name, path=path.parent, progressbar=True))
+        got = pooch.retrieve(entry.url or "", known_hash=None, fname=part.name, path=path.parent, progressbar=True)
+        got = Path(got)
         target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
         share(got)
         os.replace(got, target)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = f"the download failed ({type(error).__name__})"
-        if type(error).__module__ == "builtins" and getattr(error, "errno", None):  # of this machine, not of the net
+        if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:  # not of the net
             reason = f"it could not be stored ({os.strerror(error.errno)})"
         raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
     finally:

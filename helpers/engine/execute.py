@@ -17,16 +17,17 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
 
+from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status
-from helpers.engine.worker import Lock, LockedError, work
+from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, RecordError, record_path
-from helpers.request import BadRequestError, Budget, Request, hint, resolve
+from helpers.request import Budget, Request, resolve
 
 POLL_S = 0.2
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
@@ -140,16 +141,23 @@ def _absolute() -> dict[str, str]:
     return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in folders if os.environ[name]}
 
 
+def _child(*job: Any) -> None:
+    """Do the work; papermill takes two seconds to import, and only this process needs it."""
+    from helpers.engine.worker import work
+
+    work(*job)
+
+
 def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> None:
     """Run the child, watch its budgets and signals, and tell `status` how it ended."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=work, args=(sender, *job))
+    child = context.Process(target=_child, args=(sender, *job))
     signals: list[int] = []
     previous = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in SIGNALS}
     child.start()
     sender.close()
-    tree, stopped_at = Tree(child.pid), None
+    tree, stopped_at = Tree(child.pid or 0), None
     try:
         while True:
             status.peak_bytes = max(status.peak_bytes, tree.measure())

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.claims import load_claims
 from helpers.engine.status import short
 from helpers.paths import notebooks_of
 from helpers.record import Record, RecordError
+from helpers.verify import load_expected
 
 Notebook = dict[str, Any]
 
@@ -18,6 +20,7 @@ Notebook = dict[str, Any]
 STATUS = {
     "ok": "ran to the end",
     "stale": "the notebook was changed after the run",
+    "refused": "a file of the chapter is wrong, so nothing of it can be believed",
     "error": "a cell raised an error",
     "timeout": "the run took longer than its budget and was stopped",
     "killed": "the process was killed before it finished",
@@ -83,12 +86,14 @@ def judge(notebook: Path, run: Path) -> Judgement:
     except RecordError as fault:
         record, faults["record"] = None, str(fault)
     if record and (other := _differs(record, notebook, details)):
-        faults["record"] = f"{record_file.name}: {other}"
+        record, faults["record"] = None, f"{record_file.name}: {other}"
 
     def judged(status: str, message: str) -> Judgement:
         shown = record if status in ("ok", "stale") else None
         return Judgement(status, short(message), shown, details, executed, source)
 
+    if fault := _chapter_fault(notebook):
+        return judged("refused", fault)
     ending = details.get("status", "ok")
     if "status" in faults:
         return judged("unreadable", faults["status"])
@@ -101,12 +106,27 @@ def judge(notebook: Path, run: Path) -> Judgement:
     ):  # whatever the status file says: sys.exit() is no error to papermill
         details = details | error
         return judged("error", _failure(details))
-    for kind, status in (("executed", "unreadable"), ("record", "no record"), ("source", "unreadable")):
-        if kind in faults:
-            return judged(status, faults[kind])
+    if executed is None:
+        return judged("unreadable", faults["executed"])
+    if record is None:
+        return judged("no record", faults["record"])
+    if source is None:
+        return judged("unreadable", faults["source"])
     if code_of(executed) != code_of(source):
         return judged("stale", STATUS["stale"])
     return judged("ok", STATUS["ok"])
+
+
+def _chapter_fault(notebook: Path) -> str | None:
+    """What is wrong with the rules that the run would be held against; None where a chapter has none."""
+    claims = notebook.parent / "claims.yaml"
+    try:
+        if claims.exists():
+            load_claims(claims)
+        load_expected(notebook.parent, notebook.stem)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_notebook(path: Path) -> Notebook:
