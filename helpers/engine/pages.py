@@ -166,12 +166,13 @@ class Tally:
     def sentence(self) -> str:
         """Return one or two sentences on how the claims fared, as text."""
         words = ("reproduced", "contradicted", "inconclusive")
-        head = f"{self.measured} of {counted(self.claims, 'claim')} measured"
         fared = _join([f"{self.verdicts[word]} {word}" for word in words if self.verdicts[word]])
         rest = [f"{counted(self.other, 'claim')} recomputed or derived"] if self.other else []
         rest += [f"{counted(self.ours, 'statement')} of ours"] if self.ours else []
-        beside = f" Not counted: {_join(rest)}." if rest else ""
-        return f"{head}: {fared}.{beside}" if fared else f"{head}.{beside}"
+        if not self.claims:
+            return f"No claim of the paper, {_join(rest)}." if rest else "No claim of the paper."
+        head = f"{self.measured} of {counted(self.claims, 'claim')} measured" + (f": {fared}." if fared else ".")
+        return f"{head} Not counted: {_join(rest)}." if rest else head
 
 
 def find_chapters(notebooks: Path, runs: Path, results: Path) -> list[Chapter]:

@@ -113,7 +113,8 @@ def failed_chip(page: Page, preset: str) -> str:
 def stale_chip(page: Page, preset: str) -> str:
     """Return the mark of a run whose notebook was changed afterwards."""
     stale = page.run.status == "stale" and preset == page.preset
-    return '<span class="verdict run-stale">! stale</span>' if stale else ""
+    name = "" if page.main else f"{page.name}: "
+    return f'<span class="verdict run-stale">! {text(name)}stale</span>' if stale else ""
 
 
 def _claims(chapter: Chapter, presets: list[str]) -> str:
