@@ -18,7 +18,8 @@ from pathlib import Path
 from helpers.claims import load_claims
 from helpers.engine.judge import chapters_of, judge, notebooks_of
 from helpers.record import PRESETS
-from helpers.request import BadRequestError, load_presets
+from helpers.parameters import BadRequestError
+from helpers.request import load_presets
 from helpers.verify import expected_name
 
 SETTINGS = ("preset", "seeds", "papers", "runs")

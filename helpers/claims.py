@@ -68,7 +68,8 @@ class Claim(BaseModel):
     def verdict(self, estimate: "Estimate") -> Verdict:
         """Return the verdict for an estimate: the whole interval decides, not the point."""
         if self.direction == "equivalent":
-            low, high = self.threshold - self.margin, self.threshold + self.margin
+            margin = self.margin or 0.0  # never 0: the rule was checked
+            low, high = self.threshold - margin, self.threshold + margin
             if low < estimate.low and estimate.high < high:
                 return "reproduced"
             return "contradicted" if estimate.high < low or estimate.low > high else "inconclusive"

@@ -138,7 +138,8 @@ def _download(name: str, entry: Source, path: Path) -> Path:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        got = Path(pooch.retrieve(entry.url, known_hash=None, fname=part.name, path=path.parent, progressbar=True))
+        got = pooch.retrieve(entry.url or "", known_hash=None, fname=part.name, path=path.parent, progressbar=True)
+        got = Path(got)
         target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
         share(got)
         os.replace(got, target)

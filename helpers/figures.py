@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
@@ -65,7 +66,7 @@ def style(page: str) -> dict:
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": mpl.cycler(color=list(COLORS.values())),
+        "axes.prop_cycle": cycler(color=list(COLORS.values())),
         "font.size": 10,
         "axes.titlesize": 11,
         "figure.dpi": 110,
@@ -148,7 +149,7 @@ def whiskers(
     """
     value, low, high = np.array([_numbers(e) for e in estimates], dtype=float).reshape(-1, 3).T
     x, middle, half = np.atleast_1d(x), (low + high) / 2, (high - low) / 2
-    ends = dict(fmt="none", capsize=3, ecolor=color, alpha=style.get("alpha"))
+    ends: dict[str, Any] = dict(fmt="none", capsize=3, ecolor=color, alpha=style.get("alpha"))
     if horizontal:
         axis.errorbar(middle, x, xerr=half, **ends)
         axis.plot(value, x, marker=marker, linestyle=line, color=color, label=label, **style)

@@ -8,7 +8,7 @@ batches, so that batch sizes do not change what is sampled (up to rounding of th
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
@@ -122,7 +122,8 @@ def generate(
     def column(name: str) -> list[list[Any]]:
         return [[row[name] for row in samples] for samples in rows]
 
-    return Generations(*map(column, ("ids", "text", "logprobs", "log_partition")), {m: column(m) for m in modules})
+    ids, text, logprobs, log_partition = map(column, ("ids", "text", "logprobs", "log_partition"))
+    return Generations(ids, text, logprobs, log_partition, {m: column(m) for m in modules})
 
 
 def _encode(
@@ -166,7 +167,7 @@ def _run_batch(
     lm: LanguageModel, ids: list[list[int]], uniform: torch.Tensor, shared: Any, n_head: int, settings: _Settings
 ) -> list[dict[str, Any]]:
     """Sample for a batch of prompts; one result per row, rows ordered by prompt, then sample."""
-    eos, device, steps = lm.tokenizer.eos_token_id, lm.device, settings.max_new_tokens
+    eos, device, steps = cast(int, lm.tokenizer.eos_token_id), lm.device, settings.max_new_tokens
     k = len(settings.temperatures)
     logits, mask, cache = _prefill(lm, ids, shared, n_head)
     if k > 1:

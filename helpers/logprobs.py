@@ -1,6 +1,7 @@
 """Log-probabilities of responses given prompts, batched under a token budget."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ def response_logprobs(
 
 def _batch_logprobs(lm: LanguageModel, batch: list[tuple[list[int], list[int]]]) -> list[np.ndarray]:
     longest = max(len(left) + len(right) for left, right in batch)
-    ids = torch.full((len(batch), longest), lm.tokenizer.pad_token_id)  # (batch, seq)
+    ids = torch.full((len(batch), longest), cast(int, lm.tokenizer.pad_token_id))  # (batch, seq)
     mask = torch.zeros_like(ids)
     predicts = torch.zeros_like(ids, dtype=torch.bool)  # position t predicts token t + 1
     for row, (left, right) in enumerate(batch):
@@ -107,7 +108,7 @@ def selected_logprobs(lm: LanguageModel, hidden: Tensor, targets: Tensor, chunk:
     Returns:
         (n,) float32 log-probabilities in nats.
     """
-    head = lm.model.get_output_embeddings()
+    head: Any = lm.model.get_output_embeddings()
     parts = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         logits = head(states).float()  # (chunk, vocab)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,9 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     digest = digest or getattr(model.config, "_commit_hash", None) or "local folder"
     return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, name, digest)
 
@@ -193,7 +196,7 @@ def _convert(gguf: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = source.config
+    config: Any = source.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are dequantised; with it save_pretrained refuses
     plain = LlamaForCausalLM(config)

@@ -61,7 +61,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True, allow_inf_nan=False)
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     paper: str
     notebook: str
     preset: str

@@ -120,12 +120,12 @@ class Run:
             raise ValueError(f"metric '{name}' was noted before")
         if isinstance(value, Estimate):
             interval, n, value = (value.low, value.high), value.n, value.value
+        number: float | None = float(value)
         if not np.isfinite(value):
             if not self.changed:
                 raise ValueError(f"metric '{name}' is not finite: {value}")
-            value, interval = None, None
+            number, interval = None, None
         ends = None if interval is None else (float(interval[0]), float(interval[1]))
-        number = None if value is None else float(value)
         metric = Metric(value=number, interval=ends, n=n, unit=unit, null=null, floor=float(floor), gate=bool(gate))
         self._metrics[name] = metric
         wanted = self._expected.metrics.get(name) if self._expected else None
@@ -164,8 +164,9 @@ class Run:
             self._outcomes[name] = Outcome(verdict="inconclusive", n=estimate.n, reason=reason)
             return "inconclusive"
         verdict = self.claims[name].verdict(estimate)
-        numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-        self._outcomes[name] = Outcome(verdict=verdict, **numbers, n=estimate.n, level=estimate.level)
+        e = estimate
+        outcome = Outcome(verdict=verdict, value=e.value, low=e.low, high=e.high, n=e.n, level=e.level)
+        self._outcomes[name] = outcome
         return verdict
 
     def figure(

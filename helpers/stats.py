@@ -323,16 +323,16 @@ def _statistic_of_units(
     return of
 
 
-def _tail(level: float, sizes: list[int], variances: list[float]) -> float:
+def _tail(level: float, sizes: ArrayLike, variances: ArrayLike) -> float:
     """Share of the draws beyond each end: as far out as a t interval reaches (Hesterberg 2015).
 
     A bootstrap of n units has (n - 1) / n of the variance. Several strata: their variances are added up, with the
     degrees of freedom of Welch and Satterthwaite.
     """
-    sizes, seen = np.array(sizes), np.array(variances)
+    units, seen = np.array(sizes), np.array(variances)
     if not seen.sum() > 0:
         return (1 - level) / 2
-    real = seen * sizes / (sizes - 1)
-    freedom = real.sum() ** 2 / (real**2 / (sizes - 1)).sum()
+    real = seen * units / (units - 1)
+    freedom = real.sum() ** 2 / (real**2 / (units - 1)).sum()
     reach = np.sqrt(real.sum() / seen.sum()) * scipy_stats.t.ppf((1 + level) / 2, freedom)
     return float(scipy_stats.norm.cdf(-reach))

@@ -43,7 +43,7 @@ class Expected(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     paper: str
     notebook: str | None = None
     preset: str

@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
+from helpers.parameters import BadRequestError, Limits, limits_of, schema
 from helpers.paths import notebooks_of
-from helpers.request import FIXED, BadRequestError, Limits, Request, limits_of, load_presets, resolve, schema
+from helpers.request import FIXED, Request, load_presets, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDE = 1000  # a range that spans more than this factor is drawn on a logarithmic scale

@@ -13,9 +13,9 @@ import typer
 import yaml
 
 from helpers.engine.execute import find_notebook
+from helpers.parameters import BadRequestError
 from helpers.paths import PACKAGE, write_atomically
 from helpers.record import Metric, Record, find_record
-from helpers.request import BadRequestError
 from helpers.verify import UNCALIBRATED, Expectation, Expected
 
 K = 4  # tolerance in units of the spread over seeds

@@ -6,10 +6,15 @@ from typing import Annotated
 import typer
 
 from helpers.claims import load_claims
+from helpers.engine.book import book_command
+from helpers.engine.calibrate import calibrate_command
+from helpers.engine.compare import compare_command
 from helpers.engine.execute import prepare, run_command
+from helpers.engine.scaffold import new_command
+from helpers.parameters import BadRequestError
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, committed_records
-from helpers.request import BadRequestError, load_presets
+from helpers.request import load_presets
 from helpers.verify import compare, load_expected
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -65,17 +70,10 @@ def list_command() -> None:
         typer.echo(f"{name}: {len(claims)} claims; presets within {presets}; committed records: {records}")
 
 
-def _mount() -> None:
-    from helpers.engine.calibrate import calibrate_command
-    from helpers.engine.compare import compare_command
-    from helpers.engine.scaffold import new_command
-
-    app.command("calibrate")(calibrate_command)
-    app.command("compare")(compare_command)
-    app.command("new")(new_command)
-
-
-_mount()
+app.command("calibrate")(calibrate_command)
+app.command("compare")(compare_command)
+app.command("book")(book_command)
+app.command("new")(new_command)
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def compare_records(a: Record, b: Record) -> Comparison:
         rows.append(Row("headline" if key in headlines else "claim", key, one, two, judge(one, two)))
     for key, metric in (a.metrics | b.metrics).items():
         measured = [record.metrics.get(key) for record in (a, b)]
-        one, two = (Side(m.value, *(m.interval or ())) if m else Side() for m in measured)
+        one, two = (Side(m.value, *(m.interval or (None, None))) if m else Side() for m in measured)
         rows.append(Row("metric", key, one, two, judge(one, two, metric.floor)))
     ours, theirs = ({f"parameter {k}": v for k, v in r.parameters.items()} | _flat(r.card) for r in (a, b))
     apart = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]

@@ -24,9 +24,10 @@ import typer
 
 from helpers.engine.status import Status
 from helpers.engine.worker import Lock, LockedError, work
+from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, RecordError, record_path
-from helpers.request import BadRequestError, Budget, Request, hint, resolve
+from helpers.request import Budget, Request, resolve
 
 POLL_S = 0.2
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
@@ -149,7 +150,7 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
     previous = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in SIGNALS}
     child.start()
     sender.close()
-    tree, stopped_at = Tree(child.pid), None
+    tree, stopped_at = Tree(child.pid or 0), None
     try:
         while True:
             status.peak_bytes = max(status.peak_bytes, tree.measure())

@@ -83,7 +83,7 @@ def judge(notebook: Path, run: Path) -> Judgement:
     except RecordError as fault:
         record, faults["record"] = None, str(fault)
     if record and (other := _differs(record, notebook, details)):
-        faults["record"] = f"{record_file.name}: {other}"
+        record, faults["record"] = None, f"{record_file.name}: {other}"
 
     def judged(status: str, message: str) -> Judgement:
         shown = record if status in ("ok", "stale") else None
@@ -101,9 +101,12 @@ def judge(notebook: Path, run: Path) -> Judgement:
     ):  # whatever the status file says: sys.exit() is no error to papermill
         details = details | error
         return judged("error", _failure(details))
-    for kind, status in (("executed", "unreadable"), ("record", "no record"), ("source", "unreadable")):
-        if kind in faults:
-            return judged(status, faults[kind])
+    if executed is None:
+        return judged("unreadable", faults["executed"])
+    if record is None:
+        return judged("no record", faults["record"])
+    if source is None:
+        return judged("unreadable", faults["source"])
     if code_of(executed) != code_of(source):
         return judged("stale", STATUS["stale"])
     return judged("ok", STATUS["ok"])

@@ -1,6 +1,7 @@
 """Take definitions out of a notebook, and run a notebook whose method was broken on purpose."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from nbclient import NotebookClient
@@ -18,6 +19,14 @@ from nbclient.exceptions import CellExecutionError
 from helpers.paths import checkout
 
 ROOT = checkout() or Path.cwd()
+
+
+class Placed(NamedTuple):
+    """A statement of a notebook: its number in it, the id of its cell, and itself."""
+
+    order: int
+    cell: str
+    statement: ast.stmt
 
 
 def lift(notebook: str | Path, names: Iterable[str], extra_globals: Mapping[str, Any] | None = None) -> SimpleNamespace:
@@ -40,40 +49,42 @@ def lift(notebook: str | Path, names: Iterable[str], extra_globals: Mapping[str,
     if missing := [name for name in wanted if name not in definitions and name not in given]:
         raise LookupError(f"{path.name} does not define {', '.join(missing)}; it has {', '.join(sorted(definitions))}")
     needed = _closure(wanted, definitions, given)
-    statements = sorted({id(d): d for name in needed for d in definitions[name]}.values(), key=lambda d: d.order)
+    statements = sorted({d.order: d for name in needed for d in definitions[name]}.values())
     namespace: dict[str, Any] = {"__name__": path.stem} | given
-    for statement in [*imports, *statements]:
-        code = compile(ast.Module([statement], []), f"{path.name}[{statement.cell}]", "exec")
+    for _, cell, statement in [*imports, *statements]:
+        code = compile(ast.Module([statement], []), f"{path.name}[{cell}]", "exec")
         exec(code, namespace)
         namespace |= given
     return SimpleNamespace(**{name: namespace[name] for name in wanted})
 
 
-def _top_level(path: Path) -> tuple[list[ast.stmt], dict[str, list[ast.stmt]]]:
+def _top_level(path: Path) -> tuple[list[Placed], dict[str, list[Placed]]]:
     """Return the import statements, and the statements that define each name, of all code cells."""
-    imports, definitions, order = [], {}, 0
+    imports: list[Placed] = []
+    definitions: dict[str, list[Placed]] = {}
+    order = itertools.count()
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type != "code":
             continue
         for statement in ast.parse(cell.source).body:
-            statement.order, statement.cell = (order := order + 1), cell.id
+            placed = Placed(next(order), cell.id, statement)
             if isinstance(statement, ast.Import | ast.ImportFrom):
-                imports.append(statement)
+                imports.append(placed)
             for name in _bound(statement):
-                definitions.setdefault(name, []).append(statement)
+                definitions.setdefault(name, []).append(placed)
     return imports, definitions
 
 
 def _bound(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     if not isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
         return []
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     return [node.id for t in targets for node in ast.walk(t) if isinstance(node, ast.Name)]
 
 
-def _closure(wanted: list[str], definitions: dict[str, list[ast.stmt]], given: dict[str, Any]) -> set[str]:
+def _closure(wanted: list[str], definitions: dict[str, list[Placed]], given: dict[str, Any]) -> set[str]:
     """Names to execute: those wanted and, transitively, the ones they load, as far as they may be executed unasked."""
     needed, queue = set(), [name for name in wanted if name not in given]
     while queue:
@@ -81,17 +92,18 @@ def _closure(wanted: list[str], definitions: dict[str, list[ast.stmt]], given: d
         if name in needed:
             continue
         needed.add(name)
-        loads = {n.id for d in definitions[name] for n in ast.walk(d) if isinstance(n, ast.Name)}
+        loads = {n.id for d in definitions[name] for n in ast.walk(d.statement) if isinstance(n, ast.Name)}
         queue += [
             other for other in loads if other in definitions and other not in given and _harmless(definitions[other])
         ]
     return needed
 
 
-def _harmless(statements: list[ast.stmt]) -> bool:
+def _harmless(placed: list[Placed]) -> bool:
     """Functions, classes and assignments that call nothing can be executed without having been asked for."""
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return all(isinstance(s, definitions) or not any(isinstance(n, ast.Call) for n in ast.walk(s)) for s in statements)
+    calls = (any(isinstance(n, ast.Call) for n in ast.walk(p.statement)) for p in placed)
+    return all(isinstance(p.statement, definitions) or not call for p, call in zip(placed, calls, strict=True))
 
 
 def sabotage(

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml, write_atomically
-from helpers.request import BadRequestError
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 STAND_IN = "new_paper"  # the template's name in its files; REPOSITORY_URL stands for the address in _config.yml

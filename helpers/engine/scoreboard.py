@@ -62,14 +62,15 @@ def _totals(chapters: list[Chapter]) -> str:
     pages = [page for chapter in chapters for page in chapter.pages]
     best = [Tally.of(c.claims, {name: found[1] for name in c.claims if (found := c.best(name))}) for c in chapters]
     verdicts = sum((tally.verdicts for tally in best), Counter())
-    numbers = {"chapters": len(chapters), "complete runs": sum(len(page.records) for page in pages)}
-    numbers["runs failed"] = sum(not page.run.shown and page.run.status != "not run" for page in pages)
-    numbers["of the papers' claims measured"] = f"{sum(t.measured for t in best)} of {sum(t.claims for t in best)}"
+    numbers: dict[str, object] = {"chapters": len(chapters), "complete runs": sum(len(page.records) for page in pages)}
+    if failed := sum(not page.run.shown and page.run.status != "not run" for page in pages):
+        numbers["runs failed"] = failed
+    numbers["claims measured"] = f"{sum(t.measured for t in best)} of {sum(t.claims for t in best)}"
     numbers |= {verdict: verdicts[verdict] for verdict in ("reproduced", "contradicted", "inconclusive")}
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(said)}</dd></div>" for name, said in numbers.items())
     other, ours = sum(tally.other for tally in best), sum(tally.ours for tally in best)
     return (
-        f'<dl class="score-totals">{tiles}</dl>\n\nEach claim counts once, at the largest size that tested it. '
+        f'<dl class="score-totals">{tiles}</dl>\n\nEach claim of a paper counts once, at the largest size that tested it. '
         f"Not counted, but listed below: {other} recomputed or derived, and {ours} statements of ours."
     )
 

@@ -20,6 +20,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
 
 SAVE_EVERY_S = 30
 # Jupyter looks for free ports and the kernel takes them a second later; where another process was faster, the kernel
@@ -97,7 +98,7 @@ def work(
         os.dup2(log.fileno(), 2)
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     os.environ.update(environment)
-    papermill_engines.register("reporting", _engine(events, papermill.iorw.load_notebook_node(str(source))))
+    papermill_engines.register("reporting", _engine(events, load_notebook_node(str(source))))
     try:
         papermill.execute_notebook(
             str(source),
@@ -161,9 +162,16 @@ def _engine(events: Connection, source: Any) -> type[NBClientEngine]:
         """Papermill's engine with that manager."""
 
         @classmethod
-        def execute_notebook(cls, nb: Any, kernel_name: str, output_path: str | None = None, **kwargs: Any) -> Any:
-            for unused in ("progress_bar", "log_output", "autosave_cell_every"):
-                kwargs.pop(unused, None)
+        def execute_notebook(
+            cls,
+            nb: Any,
+            kernel_name: str,
+            output_path: str | None = None,
+            progress_bar: bool = False,
+            log_output: bool = False,
+            autosave_cell_every: int = 0,
+            **kwargs: Any,
+        ) -> Any:
             manager = Manager(nb, output_path=output_path, progress_bar=False)
             manager.notebook_start()
             try:

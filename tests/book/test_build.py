@@ -180,7 +180,7 @@ def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_boo
         ["not run", "not run"],
     ]
     tiles = {tile.dt.text: tile.dd.text for tile in board.select(".score-totals > div")}
-    assert tiles["of the papers' claims measured"] == "2 of 13" and tiles["reproduced"] == "1"
+    assert tiles["claims measured"] == "2 of 13" and tiles["reproduced"] == "1"
     assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0"
     claims = board.select_one("table.claims")
     assert "tails & <others>" in claims.text and "0.71 [0.62, 0.79]" in claims.text and "no 2nd coin" in claims.text

@@ -13,8 +13,9 @@ from papermill.engines import NBClientEngine
 from helpers.engine.execute import find_notebook, pair_up
 from helpers.engine.status import Status, short
 from helpers.engine.worker import Lock, LockedError, _engine
+from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
 from helpers.record import Record, record_path, variant
-from helpers.request import BadRequestError, Limits, check_values, limits_of, resolve, schema
+from helpers.request import resolve
 
 PLAIN = CHAPTERS / "plain" / "plain.ipynb"
 

@@ -7,7 +7,7 @@ from conftest import CHAPTERS
 from fuzz import WIDE, Draw, fault, notebooks, number, requests, value
 
 from helpers.engine.scaffold import STAND_IN, TEMPLATES
-from helpers.request import Limits
+from helpers.parameters import Limits
 
 NOTEBOOKS = [*notebooks(), TEMPLATES / STAND_IN / f"{STAND_IN}.ipynb"]
 RULES = """

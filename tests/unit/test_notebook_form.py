@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from helpers.claims import load_claims
+from helpers.parameters import limits_of, schema
 from helpers.paths import notebooks_of
-from helpers.request import limits_of, load_presets, schema
+from helpers.request import load_presets
 from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]

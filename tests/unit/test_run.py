@@ -8,8 +8,8 @@ import yaml
 
 from helpers import Estimate, Run
 from helpers.engine.calibrate import as_yaml, expectations
+from helpers.parameters import BadRequestError
 from helpers.record import Record
-from helpers.request import BadRequestError
 from helpers.verify import RegressionError
 
 CLAIM = {

@@ -11,7 +11,7 @@ import yaml
 
 from helpers.engine import scaffold
 from helpers.engine.scaffold import new_chapter, with_entry
-from helpers.request import BadRequestError
+from helpers.parameters import BadRequestError
 from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]
