@@ -65,7 +65,7 @@ environment:
 
 $(INSTALLED): $(LOCKS)
 	@"$(PYTHON)" -c "$(SUPPORTED)" 2>/dev/null || \
-	{ echo "Python 3.11, 3.12 or 3.13 is needed (found: $$(python3 --version 2>&1)); name one: make PYTHON=python3.12" >&2; exit 1; }
+	{ echo "Python 3.11, 3.12 or 3.13 is needed (found: $$("$(or $(PYTHON),python3)" --version 2>/dev/null || echo none)); name one: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "installing $$(grep -c == requirements.lock) packages into .venv (one to three minutes)"
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(RUN) pip install -qq --no-compile -r requirements.lock

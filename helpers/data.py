@@ -145,7 +145,7 @@ def _download(name: str, entry: Source, path: Path) -> Path:
         os.replace(got, target)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         reason = f"the download failed ({type(error).__name__})"
-        if type(error).__module__ == "builtins" and getattr(error, "errno", None):  # of this machine, not of the net
+        if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.errno:  # not of the net
             reason = f"it could not be stored ({os.strerror(error.errno)})"
         raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
     finally:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -174,6 +173,8 @@ def _csv(comparisons: list[Comparison]) -> str:
     names = ("paper", "notebook", "preset", "changed", "seed", "kind", "name")
     sides = [f"{field}_{side}" for side in "ab" for field in Side._fields]
     rows = [(*_key(c.a), row.kind, row.name, *row.a, *row.b, row.status) for c in comparisons for row in c.rows]
+    import pandas as pd  # takes a second, and only this needs it
+
     return pd.DataFrame(rows, columns=[*names, *sides, "status"]).to_csv(index=False)
 
 

@@ -17,13 +17,13 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import psutil
 import typer
 
+from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status
-from helpers.engine.worker import Lock, LockedError, work
 from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, RecordError, record_path
@@ -141,11 +141,18 @@ def _absolute() -> dict[str, str]:
     return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in folders if os.environ[name]}
 
 
+def _child(*job: Any) -> None:
+    """Do the work; papermill takes two seconds to import, and only this process needs it."""
+    from helpers.engine.worker import work
+
+    work(*job)
+
+
 def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> None:
     """Run the child, watch its budgets and signals, and tell `status` how it ended."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=work, args=(sender, *job))
+    child = context.Process(target=_child, args=(sender, *job))
     signals: list[int] = []
     previous = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in SIGNALS}
     child.start()

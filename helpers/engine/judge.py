@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.claims import load_claims
 from helpers.engine.status import short
 from helpers.paths import notebooks_of
 from helpers.record import Record, RecordError
+from helpers.verify import load_expected
 
 Notebook = dict[str, Any]
 
@@ -18,6 +20,7 @@ Notebook = dict[str, Any]
 STATUS = {
     "ok": "ran to the end",
     "stale": "the notebook was changed after the run",
+    "refused": "a file of the chapter is wrong, so nothing of it can be believed",
     "error": "a cell raised an error",
     "timeout": "the run took longer than its budget and was stopped",
     "killed": "the process was killed before it finished",
@@ -89,6 +92,8 @@ def judge(notebook: Path, run: Path) -> Judgement:
         shown = record if status in ("ok", "stale") else None
         return Judgement(status, short(message), shown, details, executed, source)
 
+    if fault := _chapter_fault(notebook):
+        return judged("refused", fault)
     ending = details.get("status", "ok")
     if "status" in faults:
         return judged("unreadable", faults["status"])
@@ -110,6 +115,18 @@ def judge(notebook: Path, run: Path) -> Judgement:
     if code_of(executed) != code_of(source):
         return judged("stale", STATUS["stale"])
     return judged("ok", STATUS["ok"])
+
+
+def _chapter_fault(notebook: Path) -> str | None:
+    """What is wrong with the rules that the run would be held against; None where a chapter has none."""
+    claims = notebook.parent / "claims.yaml"
+    try:
+        if claims.exists():
+            load_claims(claims)
+        load_expected(notebook.parent, notebook.stem)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_notebook(path: Path) -> Notebook:

@@ -11,8 +11,9 @@ from conftest import CHAPTERS
 from papermill.engines import NBClientEngine
 
 from helpers.engine.execute import find_notebook, pair_up
+from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status, short
-from helpers.engine.worker import Lock, LockedError, _engine
+from helpers.engine.worker import _engine
 from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
 from helpers.record import Record, record_path, variant
 from helpers.request import resolve
@@ -99,7 +100,7 @@ def test_a_wrong_cross_check_is_named(chapter, rule, message):
     folder = chapter("plain")
     with (folder / "presets.yaml").open("a") as handle:
         handle.write(f"requires:\n  - rule: {json.dumps(rule)}\n    because: a reason that is long enough\n")
-    with pytest.raises(BadRequestError, match="presets.yaml: requires") as caught:
+    with pytest.raises(BadRequestError, match=r"presets\.yaml: requires") as caught:
         resolve(folder / "plain.ipynb", "reduced", 0)
     assert message in str(caught.value)
 

@@ -17,7 +17,10 @@ QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout, in a folder with an odd name that must not matter, with the real machinery and two quick chapters; `tails` fails while a file `broken` lies beside it."""
+    """The real machinery and two quick chapters, in a folder with an odd name that must not matter.
+
+    The chapter `tails` fails while a file `broken` lies beside it.
+    """
     tmp_path = tmp_path / "it's R&D, a$HOME ünï"
     tmp_path.mkdir()
     machinery = (
