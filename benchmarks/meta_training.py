@@ -50,7 +50,7 @@ def plain_loop(nb, start, target, sources, rule, settings, seed) -> dict[str, Te
         net = nb.MLP(GENES, HIDDEN)
         net.load_state_dict({name: value[r] for name, value in start.items()})
         adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
-        for (_, rows), source_rows in zip(plan, drawn, strict=True):
+        for rows, source_rows in zip(plan, drawn, strict=True):
             own = torch.as_tensor(rows[r])
             loss = settings.alpha * F.binary_cross_entropy_with_logits(net(target[0][r][own]), target[1][r][own])
             for (x, y), picked in zip(sources, source_rows, strict=True):
@@ -79,7 +79,7 @@ def main() -> None:
     put = lambda *shape: torch.as_tensor(rng.normal(size=shape).astype(np.float32))  # noqa: E731
     labels = lambda n: torch.as_tensor((rng.random((RUNS, n)) < 0.5).astype(np.float32))  # noqa: E731
     target, sources = (put(RUNS, 64, GENES), labels(64)), [(put(RUNS, 100, GENES), labels(100)) for _ in range(3)]
-    start = nb.fresh(partial(nb.MLP, GENES, HIDDEN), RUNS, torch.Generator().manual_seed(0))
+    start = nb.fresh(partial(nb.MLP, GENES, HIDDEN), RUNS, torch.Generator().manual_seed(0), "cpu")
     settings = nb.Settings(HIDDEN, 32, 1000, STEPS, 4e-4, 0.5)
     table = {}
     for case, (steps, second_order) in CASES.items():
