@@ -220,7 +220,7 @@ def test_programs_are_judged_by_running_them(builder):
     assert builder.passes("def square(x):\n    return x * x", problem, "")
     assert builder.passes("def square(x):\n    return int(math.pow(x, 2))", problem, "import math")
     assert not builder.passes("def square(x):\n    return x + 1", problem, "")
-    assert not builder.passes("def square(x):\n    while True: pass", problem, "", timeout=0.5)
+    assert not builder.passes("def square(x):\n    while True: pass", problem, "", timeout_s=0.5)
 
 
 @pytest.mark.parametrize("source", ["question_items", "summary_items", "statement_items", "math_items", "safety_items"])
@@ -233,7 +233,6 @@ def test_every_item_of_every_source_is_a_fair_pair(builder, source):
         assert builder.is_fair(item), item["id"]
 
 
-@pytest.mark.slow
 def test_the_benchmark_is_valid_and_disjoint_from_training(builder):
     bench, training = builder.build(np.random.default_rng(5), 6, 24)
     assert [x["domain"].split("-")[0] for x in bench].count("safety") == 6 and len(bench) == 24 and len(training) == 24
