@@ -143,7 +143,7 @@ class Store:
         digest = hashlib.sha256(json.dumps(label, sort_keys=True).encode())
         for array, tensor in sorted(tensors.items()):
             digest.update(f"{array} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return label | {"sha256": digest.hexdigest()}
 
     def _tell(self, message: str) -> None:

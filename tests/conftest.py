@@ -5,10 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,19 +27,19 @@ class Execution:
     out: str
     err: str
     folder: Path
-    paper: str
+    name: str
 
     @property
     def status(self) -> dict:
-        return json.loads((self.folder / f"{self.paper}.status.json").read_text())
+        return json.loads((self.folder / f"{self.name}.status.json").read_text())
 
     @property
     def record(self) -> Path:
-        return self.folder / f"{self.paper}.json"
+        return self.folder / f"{self.name}.json"
 
     @property
     def notebook(self) -> dict:
-        return json.loads((self.folder / f"{self.paper}.ipynb").read_text())
+        return json.loads((self.folder / f"{self.name}.ipynb").read_text())
 
 
 @pytest.fixture
@@ -50,16 +50,31 @@ def chapter(tmp_path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def execute(tmp_path) -> Callable[..., Execution]:
-    """Run the real command on a chapter's folder, in a process of its own."""
+    """Run `papers run` on a chapter's folder, in a process of its own.
 
-    def call(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Execution:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | (environment or {})
-        out, paper = tmp_path / "runs", folder.name
-        command = [sys.executable, "-m", "helpers.engine.execute", str(folder / f"{paper}.ipynb"), "--out", str(out)]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=clean, timeout=300)
-        trial = [n for flag, n in pairwise(arguments) if flag == "-p"]
-        found = [path for path in out.glob(f"reduced{'+*' if trial else ''}/seed-0/{paper}") if path.is_dir()]
-        folder = found[0] if found else record_path(paper, paper, "reduced", 0, out=out).parent
-        return Execution(done.returncode, done.stdout, done.stderr, folder, paper)
+    `execute(folder, "-p", "n_items", "3")`, or with words: `execute(folder, notebook="study", preset="full", seed=1,
+    parameters={"n_items": 3}, environment={...})`. The main notebook, `reduced` and seed 0 where nothing is said.
+    """
+
+    def call(
+        folder: Path,
+        *arguments: str,
+        notebook: str | None = None,
+        preset: str = "reduced",
+        seed: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = 600,
+    ) -> Execution:
+        out, paper, name = tmp_path / "runs", folder.name, notebook or folder.name
+        words = [str(folder / f"{name}.ipynb"), "--preset", preset, "--seed", str(seed), "--out", str(out), *arguments]
+        words += [word for key, value in (parameters or {}).items() for word in ("-p", f"{key}={value}")]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | dict(environment or {})
+        command = [sys.executable, "-m", "helpers.engine.cli", "run", *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=timeout_s)
+        trial = "+*" if "-p" in words else ""
+        found = [path for path in out.glob(f"{preset}{trial}/seed-{seed}/{paper}") if path.is_dir()]
+        where = found[0] if found else record_path(paper, name, preset, seed, out=out).parent
+        return Execution(done.returncode, done.stdout, done.stderr, where, name)
 
     return call

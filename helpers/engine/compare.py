@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -25,7 +26,13 @@ from helpers.record import Record, RecordError
 Status = Literal["same", "within noise", "differs", "no interval"]
 FLOAT_NOISE = 1e-6  # relative
 WIDE = 160  # columns when nobody's terminal says how wide it is
-PASSED_OVER = ("finished", "wall_s", "seed")  # of a run card: always differ, or stand elsewhere
+PASSED_OVER = (
+    "finished",
+    "wall_s",
+    "seed",
+    "peak_memory_mb",
+    "peak_gpu_memory_mb",
+)  # of a run card: always differ, or stand elsewhere
 
 
 class Side(NamedTuple):
@@ -107,21 +114,15 @@ def compare_records(a: Record, b: Record) -> Comparison:
 
 def _flat(card: dict[str, Any]) -> dict[str, Any]:
     """Return a run card without nesting and without what differs between any two runs."""
-    flat = {}
-    for key, value in card.items():
-        if isinstance(value, dict):
-            flat |= {f"{key} {inner}": content for inner, content in value.items()}
-        elif key not in PASSED_OVER and not key.startswith("peak_"):
-            flat[key] = value
-    return flat
+    nested = {k: v if isinstance(v, dict) else {"": v} for k, v in card.items() if k not in PASSED_OVER}
+    return {f"{key} {inner}".strip(): value for key, inside in nested.items() for inner, value in inside.items()}
 
 
 def _headlines(paper: str) -> set[str]:
     """Ids of the claims that the chapter's card shows; none when the chapter is not here."""
-    try:
+    with suppress(FileNotFoundError, ValueError):
         return {key for key, claim in load_claims(chapter_dir(paper) / "claims.yaml").items() if claim.headline}
-    except (FileNotFoundError, ValueError):
-        return set()
+    return set()
 
 
 def compare(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
 from helpers.engine import scaffold
-from helpers.engine.scaffold import new_chapter, with_entry
+from helpers.engine.calibrate import expectations
+from helpers.engine.scaffold import STAND_IN, TEMPLATES, new_chapter, with_entry
 from helpers.parameters import BadRequestError
 from helpers.verify import load_expected
 
@@ -96,7 +98,7 @@ def test_a_failure_halfway_leaves_nothing(checkout, monkeypatch):
 
 @pytest.mark.slow
 def test_a_new_chapter_passes_what_make_test_asks(tmp_path):
-    """End to end in a checkout of its own: lint, form, tests, the regression gate, the book, and calibration."""
+    """End to end in a checkout of its own: lint, form, tests, the regression gate and the book."""
     for name in (*CHECKOUT, *LOCKS):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
@@ -119,12 +121,26 @@ def test_a_new_chapter_passes_what_make_test_asks(tmp_path):
     staged = shutil.copytree(tmp_path / "notebooks", tmp_path / "staged" / "reduced" / "seed-0")
     do("pytest", "-q", "--nbmake", "--overwrite", str(staged))
     do("helpers.engine.cli", "book", "--runs", str(staged), "--out", str(tmp_path / "html"))
-    folder = tmp_path / "notebooks" / "ridge_path"
-    shipped = load_expected(folder, "ridge_path")
-    (folder / "expected.yaml").unlink()
-    do("helpers.engine.cli", "calibrate", "ridge_path")
-    again = load_expected(folder, "ridge_path")
-    assert again.parameters == shipped.parameters and again.claims == shipped.claims
+
+
+def test_the_shipped_expected_values_are_those_of_five_seeds(tmp_path, monkeypatch):
+    """Calibration anew, in this process: the cells one after the other, with five seeds."""
+    folder = shutil.copytree(TEMPLATES / STAND_IN, tmp_path / STAND_IN)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("REPRODUCTIONS_CALIBRATE", "1")
+    monkeypatch.setenv("REPRODUCTIONS_RECORD", str(tmp_path / "record.json"))
+    cells = [c for c in nbformat.read(f"{STAND_IN}.ipynb", as_version=4).cells if c.cell_type == "code"]
+    records = []
+    for seed in range(5):
+        namespace = {"__name__": "__main__"}
+        for cell in cells:
+            exec(cell.source, namespace)
+            if "parameters" in cell.metadata.get("tags", []):
+                namespace["seed"] = seed
+        records.append(namespace["record"])
+    again, shipped = expectations(records), load_expected(folder, STAND_IN)
+    assert (again.parameters, again.claims, again.seeds) == (shipped.parameters, shipped.claims, shipped.seeds)
+    assert again.metrics.keys() == shipped.metrics.keys()
     for name, metric in again.metrics.items():
         assert metric.mean == pytest.approx(shipped.metrics[name].mean, rel=1e-6), name
         assert metric.tolerance == pytest.approx(shipped.metrics[name].tolerance, rel=1e-4), name
