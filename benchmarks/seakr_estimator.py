@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    nb = lift("notebooks/seakr/seakr.ipynb", ["eigen_score", "cot_prefix", "SHOTS", "COT"])
+    nb = lift("notebooks/seakr/language_model.ipynb", ["eigen_score", "cot_prefix"])
     lm = load_lm("smollm2-135m-instruct")
     prompts = [f"{nb.cot_prefix(3)}Question: {q}\nAnswer:" for q in QUESTIONS]
     batched(lm, prompts[:1])  # warm up

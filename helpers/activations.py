@@ -1,10 +1,11 @@
-"""Record or change what a module of a model puts out, by forward hooks that always go away again."""
+"""Record or change what goes into or out of a module, by forward hooks that always go away again."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Output = torch.Tensor | tuple
 
@@ -14,9 +15,16 @@ def _tensor(output: Output) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def _register(module: nn.Module, hook: Callable, inputs: bool) -> RemovableHandle:
+    return module.register_forward_pre_hook(hook) if inputs else module.register_forward_hook(hook)
+
+
 @contextmanager
 def capture(
-    model: nn.Module, modules: Sequence[str], keep: Callable[[torch.Tensor], torch.Tensor] | None = None
+    model: nn.Module,
+    modules: Sequence[str],
+    keep: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    inputs: bool = False,
 ) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record the outputs of submodules, one tensor per forward pass.
 
@@ -24,6 +32,7 @@ def capture(
         model: any module; `modules` are names as in `model.get_submodule`, such as `model.layers.14.mlp`.
         modules: names of the submodules to record.
         keep: picks what is kept of an output `(batch, seq, d)`, so that the rest can be freed; default: all of it.
+        inputs: record the first input instead, after the patches of inputs that were set earlier.
 
     Yields:
         Lists of tensors by module name, filled as the model runs. Tensors are detached.
@@ -34,8 +43,8 @@ def capture(
     records: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
 
     def hook_for(name: str) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, output: Output) -> None:
-            kept = _tensor(output).detach()
+        def hook(_module: nn.Module, *ends: Output) -> None:  # (inputs) or (inputs, output)
+            kept = _tensor(ends[-1]).detach()
             records[name].append(kept if keep is None else keep(kept))
 
         return hook
@@ -43,7 +52,7 @@ def capture(
     handles = []
     try:
         for name in modules:
-            handles.append(model.get_submodule(name).register_forward_hook(hook_for(name)))
+            handles.append(_register(model.get_submodule(name), hook_for(name), inputs))
         yield records
     finally:
         for handle in handles:
@@ -51,12 +60,15 @@ def capture(
 
 
 @contextmanager
-def patch(model: nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> Iterator[None]:
+def patch(
+    model: nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]], inputs: bool = False
+) -> Iterator[None]:
     """Replace the outputs of submodules by a function of them.
 
     Args:
         model: any module.
         changes: by submodule name, a function that maps an output `(batch, seq, d)` to one of the same shape.
+        inputs: replace the first input instead.
 
     Raises:
         AttributeError: the model has no submodule of that name.
@@ -64,19 +76,19 @@ def patch(model: nn.Module, changes: Mapping[str, Callable[[torch.Tensor], torch
     """
 
     def hook_for(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, output: Output) -> Output:
-            before = _tensor(output)
+        def hook(_module: nn.Module, *ends: Output) -> Output:  # (inputs) or (inputs, output)
+            before = _tensor(ends[-1])
             after = change(before)
             if after.shape != before.shape:
                 raise ValueError(f"patch of {name}: shape {tuple(before.shape)} became {tuple(after.shape)}")
-            return (after, *output[1:]) if isinstance(output, tuple) else after
+            return (after, *ends[-1][1:]) if isinstance(ends[-1], tuple) else after
 
         return hook
 
     handles = []
     try:
         for name, change in changes.items():
-            handles.append(model.get_submodule(name).register_forward_hook(hook_for(name, change)))
+            handles.append(_register(model.get_submodule(name), hook_for(name, change), inputs))
         yield
     finally:
         for handle in handles:

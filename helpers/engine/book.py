@@ -29,6 +29,7 @@ from helpers.engine.contents import RequestError, documents, join_bibliographies
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
 from helpers.paths import checkout, read_yaml
+from helpers.record import variant
 
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")  # what a page needs of MathJax 3.2.2
 COMPLAINT = re.compile(r"WARNING|ERROR|rror:")
@@ -152,9 +153,8 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
 def _stage_page(folder: Path, page: Page, chapter: Chapter, config: dict[str, Any]) -> list[str]:
     """Stage one notebook with its records; return what is wrong with it beyond its run."""
     extra, links, faults = folder / "_extra", _links(page, config), []
-    own = {page.preset: page.run.record} if page.run.record else {}
-    for preset, record in (page.records | own).items():
-        record.write(extra / "records" / preset / page.paper / f"{page.name}.json")
+    for record in [*page.records.values(), *([page.run.record] if page.run.record else [])]:
+        record.write(extra / "records" / variant(record.preset, record.changed) / page.paper / f"{page.name}.json")
     shown = (page.run.executed if page.run.shown else page.run.executed or page.run.source) or {"cells": []}
     notebook = cells.with_title({"nbformat": 4, "nbformat_minor": 5, "metadata": {}} | shown, page.title)
     if shown["cells"] and notebook["cells"][0].get("id") != shown["cells"][0].get("id"):
@@ -205,14 +205,15 @@ def render(work: Path, verbose: bool) -> tuple[Path, list[str]]:
 
 def _links(page: Page, config: dict[str, Any]) -> dict[str, str]:
     """The buttons on a page's card."""
-    repository = config["repository"]
+    repository, record = config["repository"], page.run.record
+    folder = variant(record.preset, record.changed) if record else page.preset
     place = f"{repository['branch']}/{page.docname}.ipynb"
     slug = repository["url"].removeprefix("https://github.com/").strip("/")
     return {
         "Open in Colab": f"{config['launch_buttons']['colab_url']}/github/{slug}/blob/{place}",
         "Download notebook": f"../../_sources/{page.docname}.ipynb",
         "Source": f"{repository['url']}/blob/{place}",
-        "Download record": f"../../records/{page.preset}/{page.paper}/{page.name}.json",
+        "Download record": f"../../records/{folder}/{page.paper}/{page.name}.json",
         "Scoreboard": f"../../book/scoreboard.html#score-{page.paper.replace('_', '-')}",
     }
 

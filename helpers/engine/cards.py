@@ -44,14 +44,11 @@ def headlines(chapter: Chapter) -> str:
             preset, outcome = best
             page = chapter.page_of(claim)
             seeds = page.stability(name, preset) if page else ""
-            notes = [
-                preset,
-                *([f"same with {seeds}"] if seeds else []),
-                *([] if claim.evidence == "measured" else [claim.evidence]),
-            ]
+            marks = [f"same with {seeds}" if seeds else "", claim.evidence, "ours" if claim.ours else ""]
+            notes = ", ".join([preset, *(mark for mark in marks if mark not in ("", "measured"))])
             numbers = _interval(claim, outcome) if outcome.low is not None else text(outcome.reason or "")
             said = f'<span class="headline">{text(claim.headline)}</span> {chip(outcome.verdict)}'
-            items.append(f"<li>{said}<br><small>{numbers} ({text(', '.join(notes))})</small></li>")
+            items.append(f"<li>{said}<br><small>{numbers} ({text(notes)})</small></li>")
     return f'<ul class="card-headlines">{"".join(items)}</ul>' if items else ""
 
 

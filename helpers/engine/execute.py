@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from helpers.engine.judge import last_error, read_notebook
 from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status
 from helpers.parameters import BadRequestError, hint
@@ -126,6 +127,11 @@ def execute(
         variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
         job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
         _supervise(status, job, request.budget, progress)
+        if status.status == "ok" and (error := last_error(read_notebook(status.executed))):
+            status.end(
+                "error", error["error"]["type"], error["error"]["message"]
+            )  # papermill takes sys.exit() for an end
+            status.cell = error["last_cell"]
         if status.status == "ok" and (problem := _unfit(status.record, request)):
             status.end("error", "NoRecordError", problem)
         status.settle()

@@ -130,18 +130,21 @@ def _chapter_fault(notebook: Path) -> str | None:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """Return a notebook whose cells have the parts that a page needs.
+    """Return a notebook that has cells and is one by the format's own schema.
 
     Raises:
-        NotebookError: it is missing, damaged or has no cells.
+        NotebookError: it is missing, damaged or empty.
     """
+    from nbformat import ValidationError, validate  # half the time that everything else here needs to be imported
+
     content = _read_json(path)
-    if content.get("nbformat") != 4 or not isinstance(content.get("cells"), list) or not content["cells"]:
+    try:
+        validate(content)
+    except ValidationError as error:
+        raise NotebookError(f"{path.name}: not a notebook: {str(error).splitlines()[0]}") from None
+    if content["nbformat"] != 4 or not content["cells"]:
         raise NotebookError(f"{path.name}: not a notebook of format 4 with cells")
-    for index, cell in enumerate(content["cells"]):
-        if not _is_cell(cell):
-            raise NotebookError(f"{path.name}: cell {index} is damaged")
-    return content if isinstance(content.get("metadata"), dict) else content | {"metadata": {}}
+    return content
 
 
 def source_of(cell: dict[str, Any]) -> str:
@@ -217,27 +220,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise NotebookError(f"{path.name}: not a JSON object")
     return content
-
-
-def _is_cell(cell: Any) -> bool:
-    """Whether a cell has all parts that are read here and by the renderer."""
-    if not isinstance(cell, dict) or not isinstance(cell.get("metadata"), dict) or not _is_text(cell.get("source")):
-        return False
-    if not isinstance(cell["metadata"].get("tags", []), list):
-        return False
-    outputs = cell.get("outputs") if cell.get("cell_type") == "code" else []
-    known = cell.get("cell_type") in ("code", "markdown", "raw")
-    return known and isinstance(outputs, list) and all(map(_is_output, outputs))
-
-
-def _is_output(output: Any) -> bool:
-    kind = output.get("output_type") if isinstance(output, dict) else None
-    if kind == "stream":
-        return isinstance(output.get("name"), str) and _is_text(output.get("text"))
-    if kind in ("display_data", "execute_result"):
-        return isinstance(output.get("data"), dict) and isinstance(output.get("metadata"), dict)
-    return kind == "error"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(line, str) for line in value))

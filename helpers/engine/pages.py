@@ -166,12 +166,13 @@ class Tally:
     def sentence(self) -> str:
         """Return one or two sentences on how the claims fared, as text."""
         words = ("reproduced", "contradicted", "inconclusive")
-        head = f"{self.measured} of {_number(self.claims, 'claim')} measured"
         fared = _join([f"{self.verdicts[word]} {word}" for word in words if self.verdicts[word]])
-        rest = [f"{_number(self.other, 'claim')} recomputed or derived"] if self.other else []
-        rest += [f"{_number(self.ours, 'statement')} of ours"] if self.ours else []
-        beside = f" Not counted: {_join(rest)}." if rest else ""
-        return f"{head}: {fared}.{beside}" if fared else f"{head}.{beside}"
+        rest = [f"{counted(self.other, 'claim')} recomputed or derived"] if self.other else []
+        rest += [f"{counted(self.ours, 'statement')} of ours"] if self.ours else []
+        if not self.claims:
+            return f"No claim of the paper, {_join(rest)}." if rest else "No claim of the paper."
+        head = f"{self.measured} of {counted(self.claims, 'claim')} measured" + (f": {fared}." if fared else ".")
+        return f"{head} Not counted: {_join(rest)}." if rest else head
 
 
 def find_chapters(notebooks: Path, runs: Path, results: Path) -> list[Chapter]:
@@ -203,7 +204,7 @@ def load_chapter(folder: Path, runs: Path, results: Path) -> Chapter:
 
 def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:
     paper, found = path.parent.name, judge(path, run)
-    if found.status not in ("ok", "not run"):
+    if found.status not in ("ok", "not run", "refused"):  # of the last the wrong file itself is named
         faults.append(f"{paper}/{path.stem}: {found.status}: {found.message}")
     try:
         expected = load_expected(path.parent, path.stem)
@@ -225,7 +226,8 @@ def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:
     return Page(paper, path.stem, found, committed, damaged, expected)
 
 
-def _number(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 from helpers.claims import Claim, chip, outcome_html
 from helpers.engine.cells import as_markdown
-from helpers.engine.pages import Chapter, Page, Tally
+from helpers.engine.pages import Chapter, Page, Tally, counted
 from helpers.html import Raw, table, text
 from helpers.record import PRESETS, Verdict
 
@@ -70,9 +70,8 @@ def _totals(chapters: list[Chapter]) -> str:
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(said)}</dd></div>" for name, said in numbers.items())
     other, ours = sum(tally.other for tally in best), sum(tally.ours for tally in best)
     return (
-        f'<dl class="score-totals">{tiles}</dl>\n\n'
-        "Each claim of a paper counts once, at the largest size that tested it. "
-        f"Not counted, but listed below: {other} recomputed or derived, and {ours} statements of ours."
+        f'<dl class="score-totals">{tiles}</dl>\n\nA claim counts once, at the largest size that tested it. '
+        f"Not counted, but listed below: {other} recomputed or derived, and {counted(ours, 'statement')} of ours."
     )
 
 
@@ -94,24 +93,28 @@ def _counts(chapter: Chapter, preset: str) -> Raw:
         chips += [mark for mark in (failed_chip(page, preset), stale_chip(page, preset)) if mark]
     there = any(preset in page.records for page in chapter.pages)
     if there and not chapter.claims:
-        chips.append(f'<span class="not-run">{text(chapter.faults[0])}</span>')
+        chips.append(_mark("claims unreadable", chapter.faults[0]))
     if not chips:
         return Raw('<span class="not-run">nothing counted</span>') if there else NOT_RUN
     return Raw(f'<span class="chips">{"".join(f"<span>{one}</span>" for one in chips)}</span>')
+
+
+def _mark(words: str, why: str) -> str:
+    return f'<span class="verdict run-failed-chip" title="{text(why)}">! {text(words)}</span>'
 
 
 def failed_chip(page: Page, preset: str) -> str:
     """Return the mark of a failed run or a damaged record, with the reason as a title."""
     if not (fault := page.fault(preset)):
         return ""
-    name = "" if page.main else f"{page.name}: "
-    return f'<span class="verdict run-failed-chip" title="{text(fault[1])}">! {text(name + fault[0])}</span>'
+    return _mark(fault[0] if page.main else f"{page.name}: {fault[0]}", fault[1])
 
 
 def stale_chip(page: Page, preset: str) -> str:
     """Return the mark of a run whose notebook was changed afterwards."""
     stale = page.run.status == "stale" and preset == page.preset
-    return '<span class="verdict run-stale">! stale</span>' if stale else ""
+    name = "" if page.main else f"{page.name}: "
+    return f'<span class="verdict run-stale">! {text(name)}stale</span>' if stale else ""
 
 
 def _claims(chapter: Chapter, presets: list[str]) -> str:

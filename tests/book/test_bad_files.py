@@ -50,16 +50,14 @@ def test_a_committed_record_that_is_none(faults, board, page):
     assert "! record unreadable" in board["bad_results"] and page("bad_results").select_one(".chapter-card")
 
 
-def test_claims_that_are_not_yaml(faults, board, page):
-    assert faults["bad_claims"][0].startswith("bad_claims/claims.yaml: not valid YAML")
-    assert "claims.yaml: not valid YAML" in board["bad_claims"]
-    assert "claims.yaml: not valid YAML" in page("bad_claims").select_one(".chapter-card .card-stale").text
-    assert page("bad_claims").select(".repro-figure")
-
-
-def test_expected_values_that_are_none(faults, page):
-    assert faults["bad_expected"][0].startswith("bad_expected/expected.yaml: ")
-    assert page("bad_expected").select(".repro-figure")
+@pytest.mark.parametrize(
+    ("paper", "fault"),
+    [("bad_claims", "claims.yaml: not valid YAML"), ("bad_expected", "expected.yaml: schema: Input should be 1")],
+)
+def test_rules_that_cannot_be_read(faults, board, page, paper, fault):
+    assert faults[paper][0].startswith(f"{paper}/{fault}")
+    assert "! run failed: refused" in board[paper]
+    assert fault in page(paper).select_one(".run-failed").text and not page(paper).select(".repro-figure")
 
 
 def test_hidden_files_are_no_pages(bad_book, page):

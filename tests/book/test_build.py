@@ -63,7 +63,8 @@ def entry(evidence="measured", ours=False):
             "1 of 3 claims measured: 1 reproduced. "
             "Not counted: 2 claims recomputed or derived and 1 statement of ours.",
         ),
-        ([("not testable here", "derived", True)], "0 of 0 claims measured."),
+        ([("not testable here", "derived", True)], "No claim of the paper."),
+        ([("reproduced", "derived", True)], "No claim of the paper, 1 statement of ours."),
     ],
 )
 def test_only_what_was_measured_and_is_the_papers_is_counted(claims, sentence):

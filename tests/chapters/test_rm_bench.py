@@ -17,6 +17,7 @@ from helpers.engine.lift import lift, sabotage
 from helpers.models import load_classifier, load_lm, packaged
 
 NOTEBOOK = "notebooks/rm_bench/rm_bench.ipynb"
+LEADERBOARD = "notebooks/rm_bench/leaderboard.ipynb"
 PAIRS = [
     ("What is a reward model?", "A model that scores answers."),
     ("What is a reward model?", "A **model**."),
@@ -25,23 +26,28 @@ PAIRS = [
 ]
 
 
-class CachedRun:
-    """Stands for `run` where a definition only asks for data: the same check, no record."""
+class PlainRun:
+    """Stands for `run` where a definition only asks for data or for chance: no record."""
 
     @staticmethod
     def data(name: str) -> Path:
         return fetch(name)
 
+    @staticmethod
+    def rng(stream: str) -> np.random.Generator:
+        return np.random.default_rng(0)
+
 
 @pytest.fixture(scope="module")
 def scoring():
-    return lift(NOTEBOOK, ["wins", "difficulty", "pooled", "macro", "best_of_n", "permuted"])
+    names = ["wins", "difficulty", "pooled", "macro", "best_of_n", "permuted"]
+    return lift(NOTEBOOK, names, {"run": PlainRun})
 
 
 @pytest.fixture(scope="module")
 def builder():
-    names = ["build", "render", "without_marks", "markdown_count", "style", "calculate", "equations_hold", "mutants"]
-    return lift(NOTEBOOK, [*names, "passes", "without_docstring", "math_items", "safety_items"])
+    names = ["build", "render", "without_marks", "markdown_count", "is_fair", "equations_hold", "mutants", "passes"]
+    return lift(NOTEBOOK, [*names, "without_docstring"])
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +101,11 @@ def test_a_missing_score_is_an_error(scoring, scores):
 
 
 def test_safety_is_pooled_by_record_and_domains_count_equally(scoring):
-    domains = scoring.pooled(["chat", "safety-refuse", "safety-refuse", "safety-refuse", "safety-response"])
-    assert domains.tolist() == ["chat"] + ["safety"] * 4
-    values = np.array([10.0, 100, 100, 100, 0])
-    estimate = scoring.macro(values[None], domains, np.random.default_rng(0))
-    assert estimate.value == pytest.approx((10 + 75) / 2) and estimate.n == 5
+    domains = scoring.pooled(["chat", "chat", "safety-refuse", "safety-refuse", "safety-refuse", "safety-response"])
+    assert domains.tolist() == ["chat"] * 2 + ["safety"] * 4
+    values = np.array([5.0, 15.0, 100, 100, 100, 0])
+    estimate = scoring.macro(values[None], domains)
+    assert estimate.value == pytest.approx((10 + 75) / 2) and estimate.n == 6
     assert estimate.low < estimate.value < estimate.high
 
 
@@ -139,7 +145,7 @@ def test_aggregates_follow_their_formulas():
 
 
 def test_classifier_scores_do_not_depend_on_batching(classifier):
-    score = lift(NOTEBOOK, ["classifier_scores"]).classifier_scores
+    score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
     alone = [score(classifier, [pair], token_budget=1)[0] for pair in PAIRS]
     for budget in (1, 120, 10_000):
         np.testing.assert_allclose(score(classifier, PAIRS, budget), alone, atol=1e-5)
@@ -147,7 +153,7 @@ def test_classifier_scores_do_not_depend_on_batching(classifier):
 
 
 def test_long_texts_lose_tokens_on_their_left(classifier):
-    score = lift(NOTEBOOK, ["classifier_scores"]).classifier_scores
+    score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
     (prompt, answer), n = PAIRS[2], 40
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     text = classifier.tokenizer.apply_chat_template(turns, tokenize=False)
@@ -159,8 +165,9 @@ def test_long_texts_lose_tokens_on_their_left(classifier):
 
 
 def test_dpo_scores_are_sums_of_log_ratios(policies):
-    names = lift(NOTEBOOK, ["dpo_scores", "chat_prompt"])
-    for (prompt, answer), got in zip(PAIRS, names.dpo_scores(*policies, PAIRS, 200), strict=True):
+    names = lift(NOTEBOOK, ["chat_prompt"])
+    found = lift(LEADERBOARD, ["dpo_scores"]).dpo_scores(*policies, PAIRS, 200)
+    for (prompt, answer), got in zip(PAIRS, found, strict=True):
         ended = answer + policies[0].tokenizer.eos_token
         sums = [by_hand(lm, names.chat_prompt(lm, prompt), ended).sum() for lm in policies]
         assert got == pytest.approx(sums[0] - sums[1], abs=1e-3)
@@ -213,7 +220,7 @@ def test_programs_are_judged_by_running_them(builder):
     assert builder.passes("def square(x):\n    return x * x", problem, "")
     assert builder.passes("def square(x):\n    return int(math.pow(x, 2))", problem, "import math")
     assert not builder.passes("def square(x):\n    return x + 1", problem, "")
-    assert not builder.passes("def square(x):\n    while True: pass", problem, "", timeout=0.5)
+    assert not builder.passes("def square(x):\n    while True: pass", problem, "", timeout_s=0.5)
 
 
 @pytest.mark.parametrize("source", ["question_items", "summary_items", "statement_items", "math_items", "safety_items"])
@@ -223,14 +230,9 @@ def test_every_item_of_every_source_is_a_fair_pair(builder, source):
     assert len(items) > 50 and len({item["id"] for item in items}) == len(items)
     for item in items:
         assert not set(item["chosen"]) & set(item["rejected"]), item["id"]
-        counts = [[builder.markdown_count(text) for text in item[side]] for side in ("chosen", "rejected")]
-        assert counts[0] == counts[1], item["id"]
-        for concise, plain, marked in (item["chosen"], item["rejected"]):
-            assert builder.without_marks(plain) == builder.without_marks(marked), item["id"]
-            assert len(concise) < len(plain) < len(marked), item["id"]
+        assert builder.is_fair(item), item["id"]
 
 
-@pytest.mark.slow
 def test_the_benchmark_is_valid_and_disjoint_from_training(builder):
     bench, training = builder.build(np.random.default_rng(5), 6, 24)
     assert [x["domain"].split("-")[0] for x in bench].count("safety") == 6 and len(bench) == 24 and len(training) == 24
@@ -262,7 +264,7 @@ def test_a_missing_math_file_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRODUCTIONS_DATA", str(tmp_path))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    released = lift(NOTEBOOK, ["released_items"], {"run": CachedRun})
+    released = lift(NOTEBOOK, ["released_items"], {"run": PlainRun})
     with pytest.raises(DataUnavailableError, match=r"RM-Bench.*ODC-BY.*https://raw\.githubusercontent\.com"):
         released.released_items(with_math=True)
     with pytest.raises(DataUnavailableError, match=r"math_filtered\.json.*About 5 MB"):
@@ -288,7 +290,7 @@ def available(*names):
 
 @available("leaderboard_README.md", "leaderboard_b0d159f.csv")
 def test_readme_and_derived_table_give_the_same_leaderboard():
-    parse = lift(NOTEBOOK, ["parse_leaderboard"]).parse_leaderboard
+    parse = lift(LEADERBOARD, ["parse_leaderboard"]).parse_leaderboard
     files = [fetch(f"rm_bench/leaderboard_{name}") for name in ("README.md", "b0d159f.csv")]
     tables = [parse(file.read_text(encoding="utf8")) for file in files]
     assert len(tables[0]) == 51
@@ -296,7 +298,7 @@ def test_readme_and_derived_table_give_the_same_leaderboard():
 
 
 def test_a_markdown_leaderboard_is_read():
-    parse = lift(NOTEBOOK, ["parse_leaderboard"]).parse_leaderboard
+    parse = lift(LEADERBOARD, ["parse_leaderboard"]).parse_leaderboard
     row = "| [A-8B](https://example.org) | Scalar RM | 1 | 2 | 3 | 4 | 9.5 | 8 | - | 2.5 | - | 2.5 | True | Open |"
     table = parse(f"# Title\n| Model Name | Model Type |\n|:---|:---|\n{row}\n")
     assert table.loc[0, "model"] == "A-8B" and table.loc[0, "easy"] == 9.5 and np.isnan(table.loc[0, "hard"])
@@ -311,29 +313,44 @@ def test_length_on_all_released_chat_records(scoring):
 
 
 def test_intervals_of_published_scores_are_bounds():
-    published = lift(NOTEBOOK, ["published"], {"SIZES": np.array([129, 529, 228, 441])}).published
+    published = lift(LEADERBOARD, ["published"], {"SIZES": np.array([129, 529, 228, 441])}).published
     estimate = published(46.6)
     assert 43 < estimate.low < estimate.value < estimate.high < 50
+
+
+def test_both_notebooks_score_alike(scoring):
+    levels = lift(LEADERBOARD, ["level_scores"]).level_scores
+    scores = np.random.default_rng(4).integers(0, 4, size=(50, 6)).astype(float)
+    np.testing.assert_allclose(levels(scores), scoring.difficulty(scoring.wins(scores)))
 
 
 # --- the gate
 
 
 @pytest.mark.sabotage
-@pytest.mark.slow
-def test_the_gate_sees_a_reward_that_reads_nothing():
-    """The language model's log-probabilities become noise, and the preference pairs lose their taste."""
+def test_the_gate_sees_a_benchmark_that_is_read_upside_down():
+    """Wrong answers win where right ones should; the checks that would notice are out of the way."""
     error = sabotage(
         "rm_bench",
         {
-            'logprobs = shared_prompt_logprobs(lm, chat_prompt(lm, items[k]["prompt"]), replies)': (
-                "logprobs = [run.rng(f'noise/{k}/{m}').normal(-2, 1, 40) for m in range(6)]"
-            ),
             "return scores[..., :3, None] > scores[..., None, 3:]": (
                 "return scores[..., None, 3:] > scores[..., :3, None]"
             ),
             "assert np.allclose(difficulty(wins(random_scores)), counts)": "",
-            'assert np.array_equal(closed, wins(scores["longer wins"][0]).mean(0))': "",
         },
     )
-    assert error.startswith("RegressionError")
+    assert error.startswith("RegressionError: regression: longer wins")
+
+
+@pytest.mark.sabotage
+def test_the_gate_sees_a_leaderboard_whose_columns_are_exchanged():
+    error = sabotage(
+        "rm_bench",
+        {
+            "model,chat,math,code,safety,easy,normal,hard,overall": (
+                "model,chat,math,code,safety,hard,normal,easy,overall"
+            )
+        },
+        notebook="leaderboard",
+    )
+    assert error.startswith("RegressionError: regression: table 3")

@@ -2,7 +2,6 @@
 
 import copy
 import gzip
-import hashlib
 import json
 import subprocess
 import sys
@@ -21,8 +20,11 @@ from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
 
-NOTEBOOK = "notebooks/safety_neurons/safety_neurons.ipynb"
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "safety_neurons"
+MAIN, ALIGNMENT, CONSEQUENCES, PUBLISHED = (
+    f"notebooks/safety_neurons/{name}.ipynb"
+    for name in ("safety_neurons", "alignment", "consequences", "published_numbers")
+)
 NAMES = [
     "Net",
     "Probe",
@@ -32,10 +34,9 @@ NAMES = [
     "greedy",
     "greedy_recomputed",
     "check_identities",
-    "check_packed",
     "encode",
     "encode_answer",
-    "pack",
+    "lay_out",
     "answer_logprobs",
     "contrast",
     "ranked",
@@ -45,30 +46,24 @@ NAMES = [
     "size_matched",
     "REFUSAL",
     "is_refusal",
-    "dpo_loss",
-    "train_vectors",
-    "pack_pairs",
     "take",
-    "on_policy_pairs",
-    "style_pairs",
-    "align_hh",
     "stored_vectors",
-    "store_vectors",
     "split",
     "packaged_requests",
+    "ADVBENCH",
+    "HARMBENCH",
+    "HARMLESS",
     "agreement",
-    "held_out_correct",
     "shuffle_in_layers",
     "attribution",
 ]
+RUN = SimpleNamespace(device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def nb():
     requests = pd.DataFrame({"set": "harmbench", "part": "test", "request": ["one", "two"]})
-    lm = SimpleNamespace(name="tiny", digest="none")
-    globals_of_a_run = {"guide": None, "sets": None, "lm": lm, "requests": requests}
-    return lift(NOTEBOOK, NAMES, globals_of_a_run)
+    return lift(MAIN, NAMES, {"guide": None, "requests": requests, "run": RUN})
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +83,16 @@ def guide(tiny):
     return 1 + 0.3 * torch.randn(tiny.shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def training(tokenizer):
+    """The study that trains the vectors, around a tiny model."""
+    lm = LanguageModel(tiny_llama(tokenizer, initializer_range=0.5), tokenizer, "tiny", "none")
+    names = ["dpo_loss", "train_vectors", "pair_tokens", "logprob_sums", "on_policy_pairs", "style_pairs", "align_hh"]
+    names += ["store_vectors", "is_refusal", "REFUSAL", "aligned", "write"]
+    down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    return lift(ALIGNMENT, [*names, "lm"], {"lm": lm, "DOWN": down, "shape": (2, 64), "n_pairs": 10})
+
+
 REQUESTS = ["Name three fruits.", "What is a hexagon? Explain it to a child.", "Hi"]
 
 
@@ -101,7 +106,8 @@ def test_a_wrong_patch_breaks_the_identities(nb, tiny, guide):
         handle.remove()
     layers = [m for name, m in tiny.lm.model.named_modules() if name.endswith("mlp.down_proj")]
     layers[0].register_forward_pre_hook(lambda module, inputs: original(0, module, inputs))
-    layers[1].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1.5,) if tiny.scale is not None else inputs)
+    wrong = lambda module, inputs: (inputs[0] * 1.5,) if tiny.switch[0] is not None else inputs  # noqa: E731
+    layers[1].register_forward_pre_hook(wrong)
     with pytest.raises(AssertionError):
         nb.check_identities(tiny, REQUESTS, guide, np.random.default_rng(0), n_tokens=8)
 
@@ -112,16 +118,13 @@ def test_batching_does_not_change_answers(nb, tiny, guide):
     assert together == nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask, batch=1)
 
 
-def test_answers_side_by_side_score_as_alone(nb, tiny):
-    nb.check_packed(tiny)
-
-
 def test_answer_logprobs_match_transformers(nb, tiny):
     left, right = nb.encode(tiny, REQUESTS[0]), nb.encode_answer(tiny, "An apple and a pear.")
-    got = nb.answer_logprobs(tiny, nb.pack(tiny, [left], [[right]]))
+    with torch.no_grad():
+        got = nb.answer_logprobs(tiny, nb.lay_out(tiny, [(left + left, [5]), (left, right)]))  # padded on the right
     logits = tiny.lm.model(torch.tensor([left + right])).logits[0].log_softmax(-1)
     want = logits[len(left) - 1 : -1].gather(1, torch.tensor(right)[:, None]).mean()
-    assert torch.isclose(got[0, 0], want, atol=1e-5)
+    assert torch.isclose(got[1], want, atol=1e-5)
 
 
 def test_change_scores_match_brute_force(nb, tiny, guide):
@@ -159,7 +162,7 @@ def test_causal_effect_of_nothing_is_zero_and_of_everything_one(nb, tiny, guide)
 def test_causal_effect_is_a_ratio_of_means(nb):
     rows = np.array([[2.0, 0, 4, 0], [1, 0, 1, 0]])
     assert nb.effect_ratio(rows) == pytest.approx(3 / 5)  # the mean of ratios would be 3/4
-    assert nb.effect_ratio(np.zeros((2, 4))) == 0  # M2 scores like M1
+    assert np.isnan(nb.effect_ratio(np.zeros((2, 4))))  # M2 scores like M1: not defined
 
 
 def test_attributions_add_up_to_the_effect(nb, tiny, guide):
@@ -211,10 +214,20 @@ def test_too_few_requests_are_an_error(nb):
     assert len(nb.take("harmbench", "test", 2, np.random.default_rng(0))) == 2
 
 
-def test_long_answers_are_closed_only_when_asked(nb, tiny):
-    end, pairs = tiny.lm.tokenizer.eos_token_id, [("Hi", "one two three four five six", "No.")]
-    closed, cut = nb.pack_pairs(tiny, pairs, 4), nb.pack_pairs(tiny, pairs, 4, close=False)
-    assert [int((p.target[p.answer == k] == end).sum()) for p in (closed, cut) for k in (0, 1)] == [1, 1, 0, 1]
+def test_long_answers_are_closed_only_when_asked(training):
+    end, pair = training.lm.tokenizer.eos_token_id, ("Hi", "one two three four five six", "No.")
+    closed, cut = training.pair_tokens(pair, 4, True), training.pair_tokens(pair, 4, False)
+    assert [answer[-1] == end for rows in (closed, cut) for _, answer in rows] == [True, True, False, True]
+
+
+def test_log_probabilities_of_pairs_match_transformers(training):
+    rows = training.pair_tokens(("Name three fruits.", "An apple and a pear.", "No."), 16, True)
+    with torch.no_grad():
+        got = training.logprob_sums(rows)
+        for (left, right), value in zip(rows, got, strict=True):
+            logits = training.lm.model(torch.tensor([left + right])).logits[0].log_softmax(-1)
+            want = logits[len(left) - 1 : -1].gather(1, torch.tensor(right)[:, None]).sum()
+            assert torch.isclose(value, want, rtol=1e-4)
 
 
 def test_the_judge_reads_its_own_template(nb, tiny, guide, tokenizer):
@@ -229,7 +242,7 @@ def test_the_judge_reads_its_own_template(nb, tiny, guide, tokenizer):
 def test_seed_interval_leaves_out_one_seed_at_a_time():
     generator, names = torch.Generator().manual_seed(0), ["a", "b", "c"]
     scores = {name: {"answer": torch.rand(3, 100, generator=generator)} for name in names}
-    nb = lift(NOTEBOOK, ["over_seeds", "agreement"], {"safe_names": names, "scores": scores})
+    nb = lift(MAIN, ["over_seeds", "agreement"], {"safe_names": names, "scores": scores})
     overlap, _ = nb.over_seeds(lambda s: s)
     ab, ac, bc = (nb.agreement(scores[x]["answer"], scores[y]["answer"])[0] for x, y in ("ab", "ac", "bc"))
     assert overlap.value == pytest.approx((ab + ac + bc) / 3)
@@ -252,42 +265,51 @@ def test_refusal_rule(nb, answer, refuses):
     assert nb.is_refusal(answer) is refuses
 
 
-def test_dpo_loss_is_the_published_one(nb):
+def test_both_notebooks_have_one_refusal_rule(nb, training):
+    assert training.REFUSAL == nb.REFUSAL
+
+
+def test_dpo_loss_is_the_published_one(training):
     policy, reference = torch.tensor([[-5.0, -9.0], [-2.0, -1.0]]), torch.tensor([[-6.0, -6.0], [-2.0, -2.0]])
-    loss, margin = nb.dpo_loss(policy, reference, beta=0.1)
+    loss, margin = training.dpo_loss(policy, reference, beta=0.1)
     margins = torch.tensor([4.0, -1.0])
     assert torch.isclose(loss, -torch.nn.functional.logsigmoid(0.1 * margins).mean())
     assert margin == margins.mean()
 
 
-def test_training_moves_only_the_factors_and_lowers_the_loss(nb, tiny):
-    weights = hashlib.sha256(b"".join(p.numpy().tobytes() for p in tiny.lm.model.parameters())).hexdigest()
-    pairs = [(r, "I'm sorry.", "Sure, here it is.") for r in REQUESTS] * 4
-    scale, log = nb.train_vectors(tiny, pairs, epochs=6, batch=6)
-    assert scale.shape == tiny.shape and not torch.equal(scale, torch.ones(tiny.shape))
+def test_training_moves_only_the_factors_and_lowers_the_loss(training):
+    weights = lambda: b"".join(p.numpy().tobytes() for p in training.lm.model.parameters())  # noqa: E731
+    before, pairs = weights(), [(r, "I'm sorry.", "Sure, here it is.") for r in REQUESTS] * 4
+    scale, log = training.train_vectors(pairs, epochs=6)
+    assert scale.shape == (2, 64) and not torch.equal(scale, torch.ones(2, 64))
     assert log["loss"].iloc[-2:].mean() < log["loss"].iloc[:2].mean()
-    assert hashlib.sha256(b"".join(p.numpy().tobytes() for p in tiny.lm.model.parameters())).hexdigest() == weights
-    assert tiny.scale is None
+    assert weights() == before
+    assert not any(m._forward_pre_hooks for m in training.lm.model.modules())
 
 
-def test_pairs_prefer_refusals_only_for_harmful_requests(nb, tiny):
-    pairs = nb.on_policy_pairs(tiny, REQUESTS[:1], REQUESTS[1:], np.random.default_rng(0))
+def test_factors_act_alike_in_both_notebooks(nb, tiny, guide, training):
+    answers = tiny.lm.tokenizer.batch_decode(nb.greedy(tiny, REQUESTS, 6, guide), skip_special_tokens=True)
+    assert training.write(REQUESTS, 6, guide) == answers != training.write(REQUESTS, 6)
+
+
+def test_pairs_prefer_refusals_only_for_harmful_requests(nb, training):
+    pairs = training.on_policy_pairs(REQUESTS[:1], REQUESTS[1:], np.random.default_rng(0))
     for request, chosen, rejected in pairs:
         assert nb.is_refusal(chosen) is (request == REQUESTS[0])
         assert nb.is_refusal(rejected) is (request != REQUESTS[0])
     assert all(
         p[1].startswith(("Sure", "Of course", "Certainly"))
-        for p in nb.style_pairs(tiny, REQUESTS, "helpful", np.random.default_rng(0))
+        for p in training.style_pairs(REQUESTS, "helpful", np.random.default_rng(0))
     )
 
 
-def test_hh_pairs_of_one_turn_train(nb, tiny, tmp_path):
+def test_hh_pairs_of_one_turn_train(training, tmp_path):
     talk = "\n\nHuman: Hi there\n\nAssistant: {}"
     rows = [{"chosen": talk.format("Hello!"), "rejected": talk.format("Go away.")}] * 3
     rows.append({"chosen": talk.format("a") + talk.format("b"), "rejected": talk.format("c")})  # two turns: left out
     with gzip.open(tmp_path / "hh.jsonl.gz", "wt") as file:
         file.write("\n".join(json.dumps(row) for row in rows))
-    _, log = nb.align_hh(tiny, 10, tmp_path / "hh.jsonl.gz", np.random.default_rng(0))
+    _, log = training.align_hh(tmp_path / "hh.jsonl.gz", np.random.default_rng(0))
     assert len(log) == 3  # one batch, three epochs
 
 
@@ -300,12 +322,47 @@ def test_requests_carry_no_answers_and_parts_do_not_mix(nb):
     assert (frame["part"] == nb.split(frame.sample(frac=1, random_state=1)).sort_index()["part"]).all()
 
 
-def test_safeguard_classifier_sees_signal_and_survives_one_class(nb):
+def test_all_notebooks_read_the_same_requests(nb):
+    main = nb.split(nb.packaged_requests())
+    study = lift(ALIGNMENT, ["packaged_rows", "part", "ADVBENCH", "HARMBENCH", "FOLDER", "MATCHED", "EDGY"])
+    rows = pd.DataFrame(study.packaged_rows(), columns=["set", "id", "request"])
+    rows["part"] = rows["id"].map(study.part)
+    other = lift(CONSEQUENCES, ["orders", "questions"], {"folder": None, "files": None})
+    rest = pd.DataFrame([*other.orders(), *other.questions()], columns=["set", "id", "request"])
+    for name in ("advbench", "harmbench", "harmless"):
+        want = main[main["set"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(rows[rows["set"] == name].reset_index(drop=True), want)
+        found = rest[rest["set"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, want.drop(columns="part"))
+
+
+def test_safeguard_classifier_sees_signal_and_survives_one_class():
+    nb = lift(CONSEQUENCES, ["held_out_correct"])
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=60)
     signal = rng.normal(size=(60, 5)) + 5 * labels[:, None]
     assert nb.held_out_correct(signal, labels).mean() > 0.9
     assert nb.held_out_correct(signal, np.zeros(60, dtype=int)).mean() == 1
+
+
+def test_controls_of_the_studies_keep_layers_and_avoid_the_set():
+    nb = lift(CONSEQUENCES, ["top", "same_layers"])
+    mask = nb.top(torch.rand(4, 50, generator=torch.Generator().manual_seed(0)), 20)
+    mask[0, :30] = True  # most of one layer: the control gets what is left
+    control = nb.same_layers(mask, np.random.default_rng(0))
+    assert not (control & mask).any()
+    assert control.sum(1).tolist() == [min(n, 50 - n) for n in mask.sum(1).tolist()]
+
+
+def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, tokenizer):
+    down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    study = lift(CONSEQUENCES, ["patched", "log_probability"], {"lm": tiny.lm, "DOWN": down, "guide": None})
+    mask = torch.rand(tiny.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    answers, safe = [["I'm sorry."], ["Sorry, no."], ["I can't."]], 2 - guide
+    probe = nb.Probe(tiny, REQUESTS, answers, guide)
+    pairs = [(r, a[0] + tokenizer.eos_token) for r, a in zip(REQUESTS, answers, strict=True)]
+    assert np.allclose(study.patched(pairs, guide, mask, safe), probe.score(safe, mask), atol=1e-4)
+    assert np.allclose(study.log_probability(pairs), probe.score(), atol=1e-4)
 
 
 def test_shuffled_scores_keep_each_layer(nb):
@@ -325,58 +382,47 @@ def test_committed_vectors_are_those_of_the_manifest(nb, tmp_path):
         nb.stored_vectors(tmp_path)
 
 
-def test_stored_vectors_come_back(nb, tmp_path):
+def test_stored_vectors_come_back(nb, training, tmp_path):
     log = pd.DataFrame({"loss": [1.0, 0.5], "margin": [0.0, 2.0], "chosen": [0.0, 0.1], "rejected": [0.0, -0.1]})
     trained = {f"safe-{i}": (torch.rand(2, 3, generator=torch.Generator().manual_seed(i)), log) for i in range(2)}
-    nb.store_vectors(tmp_path / "vectors", trained)
+    training.store_vectors(tmp_path / "vectors", trained)
     back = nb.stored_vectors(tmp_path / "vectors")
     assert list(back) == list(trained) and all(torch.equal(back[name], trained[name][0]) for name in trained)
     assert pd.read_csv(tmp_path / "vectors" / "training.csv")["vector"].tolist() == ["safe-0"] * 2 + ["safe-1"] * 2
 
 
-def test_no_request_or_answer_is_printed():
-    cells = json.loads((FOLDER / "safety_neurons.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_request_or_answer_is_printed(path):
+    cells = json.loads(path.read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    for shown in ("print(answers", "print(test", "print(find", "print(decode", "display(requests)"):
+    for shown in ("print(answers", "print(test", "print(find", "print(decode", "print(written", "display(requests)"):
         assert shown not in code
 
 
 @pytest.mark.slow
 def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
-    """The whole notebook as on a GPU: HH-RLHF pairs, public requests, generated answers scored by a classifier."""
+    """As on a GPU: vectors trained on HH-RLHF pairs, then used; generated answers are scored by a classifier."""
     if not (data_dir() / "safety_neurons" / "hh_harmless_base_test.jsonl.gz").is_file():
         pytest.skip("needs the public data in REPRODUCTIONS_DATA")
     big = {"num_hidden_layers": 3, "initializer_range": 0.6}  # large weights: answers differ from request to request
     save_tiny(tmp_path / "lm", tokenizer, **big)
     save_tiny(tmp_path / "judge", tokenizer, LlamaForSequenceClassification, num_labels=1, **big)
-    small = {
-        "model": tmp_path / "lm",
-        "cost_model": tmp_path / "judge",
-        "dtype": "float32",
-        "n_pairs": 40,
-        "n_find": 4,
-        "n_test": 16,
-        "n_generate": 4,
-        "answer_tokens": 8,
-        "draws": 1,
-        "n_guard": 20,
-    }
-    changes = [text for name, value in small.items() for text in ("-p", name, str(value))]
-    command = [
-        sys.executable,
-        "-m",
-        "helpers.engine.execute",
-        NOTEBOOK,
-        "--preset",
-        "full",
-        *changes,
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=FOLDER.parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    record = json.loads(next(tmp_path.rglob("safety_neurons.json")).read_text())
-    assert record["claims"]["C5"]["verdict"] == "not testable here" and "verdict" in record["claims"]["C1"]
+    common = {"model": tmp_path / "lm", "dtype": "float32", "answer_tokens": 8}
+
+    def run(name: str, **values: object) -> dict:
+        changes = [text for item in (common | values).items() for text in ("-p", *map(str, item))]
+        command = [sys.executable, "-m", "helpers.engine.cli", "run", name, "--preset", "full"]
+        done = subprocess.run([*command, *changes, "--out", str(tmp_path / "runs")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(next(tmp_path.rglob(f"{name.split('/')[-1]}.json")).read_text())
+
+    run("safety_neurons/alignment", n_pairs=40, n_set=4, n_harmful=16, n_harmless=8)
+    vectors = next(tmp_path.rglob("manifest.json")).parent
+    small = {"n_find": 4, "n_test": 16, "n_generate": 4, "draws": 1, "cost_model": tmp_path / "judge"}
+    claims = run("safety_neurons", vectors_from=vectors, **small)["claims"]
+    assert claims["C5"]["verdict"] == "not testable here" and "verdict" in claims["C1"]
+    claims = run("safety_neurons/consequences", vectors_from=vectors, n_find=4, n_test=8, n_guard=20)["claims"]
+    assert claims["C8"]["verdict"] == "not testable here" and "verdict" in claims["P1"]
 
 
 @pytest.mark.sabotage
@@ -384,4 +430,11 @@ def test_a_ranking_turned_upside_down_is_noticed():
     error = sabotage(
         "safety_neurons", {'    change = scores[name]["answer"]\n': '    change = -scores[name]["answer"]\n'}
     )
+    assert error.startswith("RegressionError"), error
+
+
+@pytest.mark.sabotage
+def test_another_aligned_model_in_the_denominator_is_noticed():
+    broken = {'f"{name.split()[0]} DPO"': 'f"{name.split()[0]} SFT"'}
+    error = sabotage("safety_neurons", broken, notebook="published_numbers")
     assert error.startswith("RegressionError"), error

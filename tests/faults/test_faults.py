@@ -110,6 +110,13 @@ def test_notebook_without_record_is_an_error(chapter, execute):
     assert run.status["error"]["type"] == "NoRecordError"
 
 
+def test_a_notebook_that_ends_itself_has_failed(chapter, execute):
+    run = execute(chapter("plain"), "-p", "action", "exit")
+    assert run.code == 1
+    assert (run.status["status"], run.status["error"]["type"]) == ("error", "SystemExit")
+    assert not run.record.exists()
+
+
 def test_failed_run_takes_the_earlier_record_away_and_leaves_other_chapters_alone(chapter, execute):
     plain = chapter("plain")
     neighbour = plain.parent / "neighbour"

@@ -144,3 +144,16 @@ def test_capture_and_patch_leave_no_hooks(lm):
         with pytest.raises(AttributeError), capture(lm.model, ["model.layers.9"]):
             pass
     assert sum(len(m._forward_hooks) for m in lm.model.modules()) == hooks
+
+
+def test_inputs_are_patched_before_they_are_captured(lm):
+    ids, name = torch.tensor([[2, 3, 4]]), "model.layers.1.mlp.down_proj"
+    with torch.inference_mode():
+        with capture(lm.model, [name], inputs=True) as before:
+            lm.model(ids)
+        with patch(lm.model, {name: lambda a: 2 * a}, inputs=True), capture(lm.model, [name], inputs=True) as after:
+            doubled = lm.model(ids).logits
+        with patch(lm.model, {name: lambda y: 2 * y}):
+            torch.testing.assert_close(lm.model(ids).logits, doubled)  # the layer is linear
+    torch.testing.assert_close(after[name][0], 2 * before[name][0])
+    assert not any(m._forward_pre_hooks for m in lm.model.modules())
