@@ -16,6 +16,7 @@ from helpers.record import record_path
 
 TESTS = Path(__file__).resolve().parent
 CHAPTERS = TESTS / "fixtures" / "chapters"
+MODELS = "REPRODUCTIONS_MODELS"  # a cache of converted weights, the same for every run
 sys.path.insert(0, str(TESTS))  # for the modules `lift` and `tiny`
 
 
@@ -69,9 +70,11 @@ def execute(tmp_path) -> Callable[..., Execution]:
         out, paper, name = tmp_path / "runs", folder.name, notebook or folder.name
         words = [str(folder / f"{name}.ipynb"), "--preset", preset, "--seed", str(seed), "--out", str(out), *arguments]
         words += [word for key, value in (parameters or {}).items() for word in ("-p", f"{key}={value}")]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | dict(environment or {})
+        kept = {k: v for k, v in os.environ.items() if k == MODELS or not k.startswith("REPRODUCTIONS_")}
         command = [sys.executable, "-m", "helpers.engine.cli", "run", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=timeout_s)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=kept | dict(environment or {}), timeout=timeout_s
+        )
         trial = "+*" if "-p" in words else ""
         found = [path for path in out.glob(f"{preset}{trial}/seed-{seed}/{paper}") if path.is_dir()]
         where = found[0] if found else record_path(paper, name, preset, seed, out=out).parent

@@ -3,8 +3,6 @@
 import copy
 import gzip
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -400,7 +398,7 @@ def test_no_request_or_answer_is_printed(path):
 
 
 @pytest.mark.slow
-def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
+def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path, execute):
     """As on a GPU: vectors trained on HH-RLHF pairs, then used; generated answers are scored by a classifier."""
     if not (data_dir() / "safety_neurons" / "hh_harmless_base_test.jsonl.gz").is_file():
         pytest.skip("needs the public data in REPRODUCTIONS_DATA")
@@ -410,18 +408,17 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path):
     common = {"model": tmp_path / "lm", "dtype": "float32", "answer_tokens": 8}
 
     def run(name: str, **values: object) -> dict:
-        changes = [text for item in (common | values).items() for text in ("-p", *map(str, item))]
-        command = [sys.executable, "-m", "helpers.engine.cli", "run", name, "--preset", "full"]
-        done = subprocess.run([*command, *changes, "--out", str(tmp_path / "runs")], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(next(tmp_path.rglob(f"{name.split('/')[-1]}.json")).read_text())
+        environment = {"REPRODUCTIONS_DATA": str(data_dir())}
+        done = execute(FOLDER, notebook=name, preset="full", parameters=common | values, environment=environment)
+        assert done.code == 0, done.err[-2000:]
+        return json.loads(done.record.read_text())
 
-    run("safety_neurons/alignment", n_pairs=40, n_set=4, n_harmful=16, n_harmless=8)
+    run("alignment", n_pairs=40, n_set=4, n_harmful=16, n_harmless=8)
     vectors = next(tmp_path.rglob("manifest.json")).parent
     small = {"n_find": 4, "n_test": 16, "n_generate": 4, "draws": 1, "cost_model": tmp_path / "judge"}
     claims = run("safety_neurons", vectors_from=vectors, **small)["claims"]
     assert claims["C5"]["verdict"] == "not testable here" and "verdict" in claims["C1"]
-    claims = run("safety_neurons/consequences", vectors_from=vectors, n_find=4, n_test=8, n_guard=20)["claims"]
+    claims = run("consequences", vectors_from=vectors, n_find=4, n_test=8, n_guard=20)["claims"]
     assert claims["C8"]["verdict"] == "not testable here" and "verdict" in claims["P1"]
 
 

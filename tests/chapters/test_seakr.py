@@ -4,10 +4,7 @@ import csv
 import hashlib
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -367,20 +364,17 @@ def write_tiny_data(folder: Path, chapter: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_preset_runs_on_a_saved_model(tmp_path):
+def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     """The path of `full` from end to end: a local model, the corpus, the loop with both thresholds."""
     tokenizer = load_lm("smollm2-135m-instruct").tokenizer
     save_tiny(tmp_path / "model", tokenizer, num_hidden_layers=4)
     chapter = Path(shutil.copytree(FOLDER, tmp_path / "notebooks" / "seakr"))
     write_tiny_data(tmp_path / "data", chapter)
     small = {"n_questions": 8, "n_multihop": 3, "n_loop": 1, "n_shots": 2, "n_samples": 3, "max_rows": 16}
-    options = [x for k, v in {"model": tmp_path / "model", **small}.items() for x in ("-p", k, str(v))]
-    command = [sys.executable, "-m", "helpers.engine.execute", str(chapter / "language_model.ipynb")]
-    command += ["--preset", "full", "--out", str(tmp_path / "runs"), *options]
-    environment = os.environ | {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    record = json.loads(next((tmp_path / "runs").rglob("language_model.json")).read_text())
+    values, environment = {"model": tmp_path / "model", **small}, {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
+    run = execute(chapter, notebook="language_model", preset="full", parameters=values, environment=environment)
+    assert run.code == 0, run.out[-2000:] + run.err[-2000:]
+    record = json.loads(run.record.read_text())
     assert {"real_loop_f1_calibrated", "real_loop_f1_paper", "real_f1_adaptive"} <= record["metrics"].keys()
     assert record["metrics"]["lm_auroc_U"]["value"] is None  # a random model is never right
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
