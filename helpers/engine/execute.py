@@ -31,6 +31,7 @@ from helpers.record import Record, RecordError, record_path
 from helpers.request import Budget, Request, resolve
 
 POLL_S = 0.2
+PATIENCE = 50  # reading the memory of a large process takes time: at most 1/50 of one core goes into it
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB")}
@@ -166,8 +167,10 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
     tree, stopped_at = Tree(child.pid or 0), None
     try:
         while True:
-            status.peak_bytes = max(status.peak_bytes, tree.measure())
             now = time.monotonic()
+            if now >= look_at:
+                status.peak_bytes = max(status.peak_bytes, tree.measure())
+                look_at = time.monotonic() + max(POLL_S, PATIENCE * (time.monotonic() - now))
             if stopped_at is None and (reason := _reason_to_stop(status, budget, signals, now)):
                 status.end(*reason)
                 stopped_at = now
