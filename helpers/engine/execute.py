@@ -164,7 +164,7 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
     previous = {number: signal.signal(number, lambda got, _: signals.append(got)) for number in SIGNALS}
     child.start()
     sender.close()
-    tree, stopped_at = Tree(child.pid or 0), None
+    tree, stopped_at, look_at = Tree(child.pid or 0), None, 0.0
     try:
         while True:
             now = time.monotonic()
