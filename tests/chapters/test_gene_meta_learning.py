@@ -327,6 +327,18 @@ def test_comparison_on_small_series(nb):
     assert torch.allclose(runs.target[0].mean(1), torch.zeros(6, 20), atol=1e-5)  # scaled by its own training patients
 
 
+def test_a_blood_series_gets_all_its_numbers():
+    """The public preset's path on small series: every method, baseline and measure, with its interval."""
+    names = [*NAMES, "CLASSIC", "MEASURES", "SHOWN", "compare_series", "few_patients"]
+    noted, data = {}, {name: (x.astype(np.float32), y) for name, (x, y) in small_series(36).items()}
+    extra = {"blood": data, "note": lambda name, estimate, unit, gate=True: noted.update({name: estimate})}
+    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra)
+    assert nb.mean_of([nb.compare_series("a", data["a"][1])["MAML"]] * 3).n == 3 * 36
+    assert set(nb.few_patients(16, "a")) == {"MAML", "transfer"}
+    assert {"auroc_a_LightGBM", "gain_a_MAML_over_transfer", "macro-F1 gain a joint", "curve_a_MAML_n16"} <= set(noted)
+    assert all(np.isfinite([e.value, e.low, e.high]).all() for e in noted.values())
+
+
 def test_comparison_with_the_grid_of_the_paper(nb):
     """The `full` preset's path: batch size, width and alpha are chosen in the fold as well, for every method."""
     extra = (
