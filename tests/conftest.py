@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from helpers.record import record_path
 
@@ -81,3 +82,13 @@ def execute(tmp_path) -> Callable[..., Execution]:
         return Execution(done.returncode, done.stdout, done.stderr, where, name)
 
     return call
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip sabotage tests of chapters whose gate is known to be off: there is nothing that could notice."""
+    excused = yaml.safe_load((TESTS / "quarantine.yaml").read_text())["uncalibrated"] or {}
+    for item in items:
+        paper = item.path.stem.removeprefix("test_")
+        reasons = [f"{name}: {why}" for name, why in excused.items() if name.split("/")[0] == paper]
+        if reasons and item.get_closest_marker("sabotage") and f"{paper}/{paper}" in excused:
+            item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))

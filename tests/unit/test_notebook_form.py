@@ -19,6 +19,7 @@ from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = [path for folder in sorted((ROOT / "notebooks").glob("*/")) for path in notebooks_of(folder)]
+UNCALIBRATED = yaml.safe_load((ROOT / "tests" / "quarantine.yaml").read_text())["uncalibrated"] or {}
 SECTIONS = [
     "In one page",
     "Parameters",
@@ -156,7 +157,8 @@ def test_presets_and_claims_are_valid(path):
     unsourced = presets.values["full"].keys() - sources.keys() - {"preset"}
     assert not unsourced, f"presets.yaml: full: no source for {sorted(unsourced)}"
     assert load_claims(path.parent / "claims.yaml", path.stem), "no claim is judged by this notebook"
-    assert load_expected(path.parent, path.stem), "never calibrated: the gate would be off"
+    excused = f"{path.parent.name}/{path.stem}" in UNCALIBRATED
+    assert bool(load_expected(path.parent, path.stem)) != excused, "never calibrated, or excused without need"
 
 
 def test_chapter_has_one_to_three_headlines_and_its_claims_have_notebooks(path):
