@@ -95,6 +95,7 @@ for _seed in SEEDS:
         if (_mark := run_of(_notebook, _seed).with_suffix(".done")).exists():
             if judge(_notebook, run_of(_notebook, _seed)).status not in ("ok", "stale", "refused"):
                 _mark.unlink()
+                _mark.with_suffix(".verified").unlink(missing_ok=True)  # a missing mark alone would not be asked for
 
 
 wildcard_constraints:
