@@ -104,7 +104,7 @@ def test_a_new_chapter_passes_what_make_test_asks(tmp_path):
         copy(ROOT / name, tmp_path / name)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "ruff.toml", tmp_path / "notebooks")
-    for path in (tmp_path / "tests" / "chapters").iterdir():
+    for path in (tmp_path / "tests" / "chapters").glob("*.py"):
         path.unlink()
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("REPRODUCTIONS_", "PYTEST_"))}
     clean |= {"PYTHONPATH": str(tmp_path), "REPRODUCTIONS_RUNS": str(tmp_path / "staged")}
