@@ -72,7 +72,7 @@ class Run:
             torch.set_num_threads(1)
         if self.changed:
             said = ", ".join(f"{name} = {value!r}" for name, value in self.changed.items())
-            print(f"a trial, not the preset {self.preset}: {said}; its files go to {self.path.parent}")
+            print(f"a trial, not the preset {self.preset}: {said}; it has a folder of its own")
 
     def rng(self, stream: int | str = 0) -> np.random.Generator:
         """Return a NumPy generator of its own for each `stream` of this run's seed."""
