@@ -432,6 +432,6 @@ def test_a_ranking_turned_upside_down_is_noticed():
 
 @pytest.mark.sabotage
 def test_another_aligned_model_in_the_denominator_is_noticed():
-    broken = {'f"{name.split()[0]} DPO"': 'f"{name.split()[0]} SFT"'}
+    broken = {'f"{name.split()[0]} DPO"': '"Llama2 DPO"'}
     error = sabotage("safety_neurons", broken, notebook="published_numbers")
     assert error.startswith("RegressionError"), error
