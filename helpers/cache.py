@@ -123,8 +123,9 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for old in self.folder.glob(f".{path.name}.*.part"):
-                if time.time() - old.stat().st_mtime > ABANDONED_S:
-                    old.unlink()
+                with contextlib.suppress(OSError):  # another process may finish its part between two of these calls
+                    if time.time() - old.stat().st_mtime > ABANDONED_S:
+                        old.unlink()
             with part.open("xb") as empty:
                 mode = os.fstat(empty.fileno()).st_mode  # what the umask gives; safetensors makes files of its own mode
             save_file(tensors, part, self._label(name, tensors, text, numpy))
