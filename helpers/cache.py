@@ -87,15 +87,18 @@ class Store:
         """
         path = self.path(name)
         try:
+            before = path.stat()
             with safe_open(path, "pt") as file:
                 said, tensors = file.metadata() or {}, {array: file.get_tensor(array) for array in file.keys()}  # noqa: SIM118
             numpy, about = json.loads(said["numpy"]), json.loads(said["about"])
+            if said != self._label(name, tensors, said["about"], numpy):
+                if path.stat() != before:  # replaced between the reading of header and arrays: another file by now
+                    return self.load(name)
+                return self._tell(f"{path.name} is damaged and is made again")
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             return self._tell(f"{path.name} cannot be read and is made again ({_line(error)})")
-        if said != self._label(name, tensors, said["about"], numpy):
-            return self._tell(f"{path.name} is damaged and is made again")
         return Entry({array: t.numpy() if array in numpy else t for array, t in tensors.items()}, about)
 
     def save(self, name: str, arrays: Mapping[str, Array], about: Any = None) -> Entry:
@@ -106,17 +109,14 @@ class Store:
         Raises:
             ValueError: an array of text or of Python objects, or something in `about` that JSON does not hold.
         """
+        if odd := [array for array in arrays if not isinstance(array, str) or array == "__metadata__"]:
+            raise ValueError(f"{name}: {odd[0]!r} is no name of an array")
         numpy, tensors = sorted(n for n, a in arrays.items() if not isinstance(a, Tensor)), {}
         for array, content in arrays.items():
             try:
-                whole = (
-                    content.detach().cpu()
-                    if isinstance(content, Tensor)
-                    else torch.from_numpy(np.array(content, order="C"))
-                )
-            except TypeError:
-                raise ValueError(f"{name}: '{array}' is not an array of numbers; texts go into `about`") from None
-            tensors[array] = whole.clone(memory_format=torch.contiguous_format)
+                tensors[array] = _whole(content)
+            except (TypeError, RuntimeError):
+                raise ValueError(f"{name}: '{array}' is not a dense array of numbers; texts go into `about`") from None
         text = _json(about, f"{name}: what is said about the arrays")
         path = self.path(name)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
@@ -152,6 +152,14 @@ class Store:
         if message not in self._told:
             print(f"cache: {message}", file=sys.stderr)
         self._told.add(message)
+
+
+def _whole(content: Array) -> Tensor:
+    """A copy of an array as safetensors takes it: on the CPU, contiguous, of a type that it knows."""
+    tensor = content.detach().cpu() if isinstance(content, Tensor) else torch.from_numpy(np.array(content, order="C"))
+    if tensor.dtype == torch.complex128 or tensor.layout != torch.strided:
+        raise TypeError
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _json(content: Any, what: str) -> str:

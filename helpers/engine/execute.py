@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,8 +24,8 @@ import psutil
 import typer
 
 from helpers.engine.judge import last_error, read_notebook
-from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status
+from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, RecordError, record_path
@@ -120,11 +121,15 @@ def execute(
     """
     where = (request.paper, request.notebook, request.preset, request.seed, request.changed)
     record = record_path(*where, out=out.absolute())
-    lock = Lock(record.with_name(f".{record.stem}.lock"))
+    lock = lock_of(record)
     try:
         status = Status(notebook, record, request.values)
         status.set_aside()
-        status.write(finished=False)  # what a reader must believe if this very process is killed
+        try:
+            status.write(finished=False)  # what a reader must believe if this very process is killed
+        except OSError:
+            status.put_back()
+            raise
         variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
         job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
         _supervise(status, job, request.budget, progress)
@@ -145,14 +150,24 @@ def _absolute() -> dict[str, str]:
     """Folders that the environment names, made absolute: the kernel works in the notebook's folder."""
     names = [name for name in os.environ if name.startswith("REPRODUCTIONS_")]
     folders = [name for name in names if name.split("_")[1] in ("DATA", "MODELS", "RUNS", "CHAPTERS")]
-    return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in folders if os.environ[name]}
+    return {name: str(Path(os.path.expanduser(os.environ[name])).absolute()) for name in folders if os.environ[name]}
 
 
 def _child(*job: Any) -> None:
     """Do the work; papermill takes two seconds to import, and only this process needs it."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     from helpers.engine.worker import work
 
     work(*job)
+
+
+def _die_with(parent: int) -> None:
+    """Stop this process and its kernel once the parent is gone: nobody would keep the budgets or write the status."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+    os._exit(1)
 
 
 def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> None:

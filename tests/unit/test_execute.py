@@ -11,9 +11,9 @@ from conftest import CHAPTERS
 from papermill.engines import NBClientEngine
 
 from helpers.engine.execute import find_notebook, pair_up
-from helpers.engine.lock import Lock, LockedError
 from helpers.engine.status import Status, short
 from helpers.engine.worker import _engine
+from helpers.lock import Lock, LockedError
 from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
 from helpers.record import Record, record_path, variant
 from helpers.request import resolve
