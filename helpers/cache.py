@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.paths import clear_abandoned
+
 Array = NDArray | Tensor
-ABANDONED_S = 3600  # a part of a file that nobody has written to for an hour is what a killed run left
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ class Store:
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob(f".{path.name}.*.part"):
-                with contextlib.suppress(OSError):  # another process may finish its part between two of these calls
-                    if time.time() - old.stat().st_mtime > ABANDONED_S:
-                        old.unlink()
+            clear_abandoned(self.folder, f".{path.name}.*.part", hours=1)
             with part.open("xb") as empty:
                 mode = os.fstat(empty.fileno()).st_mode  # what the umask gives; safetensors makes files of its own mode
             save_file(tensors, part, self._label(name, tensors, text, numpy))

@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,6 +118,14 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def clear_abandoned(folder: Path, pattern: str, hours: float = 6.0) -> None:
+    """Remove what killed runs have left half-written in a shared folder: nobody has touched it for hours."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process may finish or remove it between two of these calls
+            if time.time() - path.stat().st_mtime > hours * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def share(path: Path) -> None:

@@ -8,7 +8,7 @@ Coverage of 95 % intervals (simulated, tests/unit/test_stats.py): .94 for means 
 .93 to .96 for clusters from eight on, for strata, for proportions from .2 to .8 and for an AUROC of .5 to .7 with eight
 units of each class. Too short: five units (.92); eight to twenty skewed ones, such as exponential times (.90); with
 eight units of a class an AUROC of .8 (.90 to .93), .9 (.82 to .89) or .95 (.71), which twenty of each class bring to
-.95, .94 and .88. A sample without spread (an AUROC of 1, a share of 0) gets an interval of no width: for shares there
+.95, .94 and .88; a correlation of twelve pairs (.90); ten strata of two units (.92). A sample without spread (an AUROC of 1, a share of 0) gets an interval of no width: for shares there
 is `proportion`. Too wide: `crossed_bootstrap` where chance of a seed with a unit outweighs both (.98 to .99).
 """
 
@@ -208,8 +208,10 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
     """Wilson score interval of a proportion; unlike the bootstrap it stays honest at 0 and 1.
 
     Raises:
-        ValueError: n is not positive or `successes` is outside 0..n (raised by scipy).
+        ValueError: n is not positive, `successes` is outside 0..n (raised by scipy), or one is no whole number.
     """
+    if successes != int(successes) or n != int(n):
+        raise ValueError(f"whole numbers are needed, got {successes} of {n}")
     interval = scipy_stats.binomtest(int(successes), int(n)).proportion_ci(level, method="wilson")
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), level)
 
