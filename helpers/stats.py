@@ -6,10 +6,11 @@ covers the truth 88 times in 100. The expanded one reaches further out in the sa
 
 Coverage of 95 % intervals (simulated, tests/unit/test_stats.py): .94 for means and paired differences of eight units,
 .93 to .96 for clusters from eight on, for strata, for proportions from .2 to .8 and for an AUROC of .5 to .7 with eight
-units of each class. Too short: five units (.92); eight to twenty skewed ones, such as exponential times (.90); with
-eight units of a class an AUROC of .8 (.90 to .93), .9 (.82 to .89) or .95 (.71), which twenty of each class bring to
-.95, .94 and .88; a correlation of twelve pairs (.90); ten strata of two units (.92). A sample without spread (an AUROC of 1, a share of 0) gets an interval of no width: for shares there
-is `proportion`. Too wide: `crossed_bootstrap` where chance of a seed with a unit outweighs both (.98 to .99).
+units of each class. Too short: five units (.92); eight to twenty skewed ones, such as exponential times (.90); ten
+strata of two units (.92); a correlation of twelve pairs (.90); with eight units of a class an AUROC of .8 (.90 to .93),
+.9 (.82 to .89) or .95 (.71), which twenty of each class bring to .95, .94 and .88. A sample without spread (an AUROC of
+1, a share of 0) gets an interval of no width: for shares there is `proportion`. Too wide: `crossed_bootstrap` where
+chance of a seed with a unit outweighs both (.98 to .99).
 """
 
 from collections.abc import Callable
