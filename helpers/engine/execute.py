@@ -16,14 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
 from helpers.engine.judge import last_error, read_notebook
+from helpers.engine.processes import Tree, die_with
 from helpers.engine.status import Status
 from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
@@ -37,40 +36,6 @@ GRACE_S = 20  # for the child to save the partial notebook after its kernel was 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB")}
 ENVIRONMENT = THREADS | {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUTF8": "1"}
-
-
-def _memory(process: psutil.Process) -> int:
-    """Proportional set size where the system tells it (Linux), else resident memory."""
-    try:
-        return process.memory_full_info().pss
-    except (AttributeError, psutil.AccessDenied):
-        return process.memory_info().rss
-
-
-class Tree:
-    """The processes of a run: the child and everything below it, remembered after their parents die."""
-
-    def __init__(self, pid: int) -> None:
-        """Start with the child process `pid`."""
-        self.root = psutil.Process(pid)
-        self.seen: dict[int, psutil.Process] = {}
-
-    def measure(self) -> int:
-        """Look at all living processes once; return their memory in bytes, what they share counted once (PSS)."""
-        with suppress(psutil.NoSuchProcess):
-            self.seen |= {p.pid: p for p in self.root.children(recursive=True) if p.pid not in self.seen}
-        total = 0
-        for process in [self.root, *self.seen.values()]:
-            with suppress(psutil.NoSuchProcess):
-                total += _memory(process)
-        return total
-
-    def kill(self, *, root: bool) -> None:
-        """Kill the kernel and its children; with `root` the child process too."""
-        self.measure()
-        for process in [*self.seen.values(), *([self.root] if root else [])]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 def find_notebook(target: str) -> Path:
@@ -155,19 +120,10 @@ def _absolute() -> dict[str, str]:
 
 def _child(*job: Any) -> None:
     """Do the work; papermill takes two seconds to import, and only this process needs it."""
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
     from helpers.engine.worker import work
 
     work(*job)
-
-
-def _die_with(parent: int) -> None:
-    """Stop this process and its kernel once the parent is gone: nobody would keep the budgets or write the status."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(1)
 
 
 def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> None:
