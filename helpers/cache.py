@@ -87,12 +87,12 @@ class Store:
         """
         path = self.path(name)
         try:
-            before = path.stat()
+            before = _version(path)
             with safe_open(path, "pt") as file:
                 said, tensors = file.metadata() or {}, {array: file.get_tensor(array) for array in file.keys()}  # noqa: SIM118
             numpy, about = json.loads(said["numpy"]), json.loads(said["about"])
             if said != self._label(name, tensors, said["about"], numpy):
-                if path.stat() != before:  # replaced between the reading of header and arrays: another file by now
+                if _version(path) != before:  # replaced between the reading of header and arrays: another file by now
                     return self.load(name)
                 return self._tell(f"{path.name} is damaged and is made again")
         except FileNotFoundError:
@@ -153,10 +153,19 @@ class Store:
 
 def _whole(content: Array) -> Tensor:
     """A copy of an array as safetensors takes it: on the CPU, contiguous, of a type that it knows."""
-    tensor = content.detach().cpu() if isinstance(content, Tensor) else torch.from_numpy(np.array(content, order="C"))
-    if tensor.dtype == torch.complex128 or tensor.layout != torch.strided:
+    if not isinstance(content, Tensor):
+        content = torch.from_numpy(np.array(content, order="C"))  # a copy already
+    elif content.layout == torch.strided:
+        content = content.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if content.dtype == torch.complex128 or content.layout != torch.strided:
         raise TypeError
-    return tensor.clone(memory_format=torch.contiguous_format)
+    return content
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced; not the time of access, which reading changes."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _json(content: Any, what: str) -> str:

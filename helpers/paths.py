@@ -124,7 +124,9 @@ def clear_abandoned(folder: Path, pattern: str, hours: float = 6.0) -> None:
     """Remove what killed runs have left half-written in a shared folder: nobody has touched it for hours."""
     for path in folder.glob(pattern):
         with suppress(OSError):  # another process may finish or remove it between two of these calls
-            if time.time() - path.stat().st_mtime > hours * 3600:
+            # a folder keeps its own time while the files in it grow
+            latest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            if time.time() - latest > hours * 3600:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
