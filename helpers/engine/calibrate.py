@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,8 +95,11 @@ def _run_seeds(notebook: Path, seeds: Sequence[int], jobs: int, keep: Path) -> l
     with ThreadPoolExecutor(jobs) as pool:
         work = [pool.submit(_run_seed, notebook, seed, keep / f"calibrate-{seed}", running) for seed in seeds]
         try:
-            for job in as_completed(work):
-                job.result()
+            done, _ = wait(work, return_when=FIRST_EXCEPTION)
+            # in the order of the seeds: of several failures, the first seed's is the one that is told
+            for job in work:
+                if job in done:
+                    job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in list(running):
