@@ -1,28 +1,37 @@
 """RM-Bench: the chapter's definitions against plain computations, its data's errors, and its gate."""
 
 import ast
+import copy
 import itertools
 import json
 import os
+import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from tiny import save_tiny
-from transformers import LlamaForSequenceClassification
+from rm_bench_golden import SHORT, records, texts
+from tiny import save_tiny, tiny_llama
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaForSequenceClassification, pipeline
 
+from helpers.claims import Claim
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
 from helpers.engine.lift import lift, sabotage
-from helpers.models import load_classifier, load_lm, packaged
+from helpers.models import LanguageModel, load_classifier, load_lm, packaged
+from helpers.stats import Estimate
 
 NOTEBOOK = "notebooks/rm_bench/rm_bench.ipynb"
 LEADERBOARD = "notebooks/rm_bench/leaderboard.ipynb"
-PAIRS = [
-    ("What is a reward model?", "A model that scores answers."),
-    ("What is a reward model?", "A **model**."),
-    ("Name three colours, and say for each of them where it can be found in nature.", "Red, green and blue. " * 6),
-    ("Hi", "Hello."),
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "rm_bench.json").read_text(encoding="utf8"))
+ITEMS = [
+    ("What is a reward model?", ["A model that scores answers.", "A **model**."]),
+    ("Name three colours, and say for each where it can be found.", ["Red, green and blue. " * 6, "Grey."]),
+    ("Hi", ["Hello.", "Hello! What can I do for you?"]),
 ]
 
 
@@ -62,17 +71,21 @@ def classifier(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory, tokenizer):
-    folders = [tmp_path_factory.mktemp(name) for name in ("policy", "reference")]
-    return [load_lm(save_tiny(f, tokenizer, seed=seed)) for seed, f in enumerate(folders)]
+def policies(tokenizer):
+    """The models of the golden numbers: policy and reference."""
+    return [LanguageModel(tiny_llama(tokenizer, seed=seed), tokenizer, "tiny", "") for seed in (0, 1)]
 
 
-def by_hand(lm, prompt, answer):
-    """Log-probabilities of the answer's tokens from the full logits of one unpadded text."""
-    left, right = (lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
-    with torch.inference_mode():
-        logprobs = lm.model(torch.tensor([left + right])).logits[0].double().log_softmax(-1)
-    return np.array([logprobs[len(left) - 1 + k, token].item() for k, token in enumerate(right)])
+@pytest.fixture(scope="module")
+def tokens():
+    return lift(NOTEBOOK, ["chat_text", "released_tokens", "shared_logprobs"])
+
+
+def without_first_token(lm):
+    """The same model with a tokenizer that has no token to begin with, such as Qwen's."""
+    other = copy.deepcopy(lm.tokenizer)
+    other.bos_token = None
+    return replace(lm, tokenizer=other)
 
 
 # --- scoring
@@ -130,12 +143,99 @@ def test_controls_keep_every_score(scoring):
 # --- rewards
 
 
-def test_shared_prompt_logprobs_equal_a_plain_computation(policies):
-    shared = lift(NOTEBOOK, ["shared_prompt_logprobs"]).shared_prompt_logprobs
-    answers = ["yes", "no, not at all", "a somewhat longer answer with more tokens", "x", "maybe so", "**bold**"]
-    for rows in (1, 2, 6):
-        for answer, got in zip(answers, shared(policies[0], "Is it so?", answers, rows=rows), strict=True):
-            np.testing.assert_allclose(got, by_hand(policies[0], "Is it so?", answer), atol=1e-5)
+KINDS = {"with a first token": lambda lm: lm, "without a first token": without_first_token}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_the_released_script(tokens, policies, kind):
+    """Short and long, with pairs that are cut: number of tokens, number scored, and a hash of all."""
+    lm = KINDS[kind](policies[0])
+    for (prompt, right, wrong), want in zip(texts(), GOLDEN[kind]["tokens"], strict=True):
+        got = []
+        for read, scored, _ in tokens.released_tokens(lm, prompt, right + wrong):
+            ids = json.dumps([int(i) for i in read + scored])
+            got.append([len(read) + len(scored), len(scored), zlib.crc32(ids.encode())])
+        assert got == want
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_are_those_of_the_released_script(tokens, policies, kind):
+    lm, aggregates = KINDS[kind](policies[0]), lift(NOTEBOOK, ["AGGREGATES"], {}).AGGREGATES
+    for row, (prompt, right, wrong) in enumerate(texts()[:SHORT]):
+        found = tokens.shared_logprobs(lm, tokens.released_tokens(lm, prompt, right + wrong))
+        for name, ours in (("avg", "LM mean"), ("sum", "LM sum"), ("norm", "LM norm")):
+            np.testing.assert_allclose([aggregates[ours](x) for x in found], GOLDEN[kind][name][row], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_with_a_reference_are_those_of_the_released_script(policies, kind):
+    score = lift(LEADERBOARD, ["summed_logprobs"]).summed_logprobs
+    items = [(prompt, right + wrong) for prompt, right, wrong in texts()[:SHORT]]
+    policy, reference = (score(KINDS[kind](lm), items, 500) for lm in policies)
+    np.testing.assert_allclose(policy - reference, GOLDEN[kind]["with reference"], atol=2e-3)
+
+
+def test_the_answer_is_found_among_the_scored_tokens(tokens, policies):
+    lm = policies[0]
+    for prompt, right, wrong in texts()[:SHORT]:
+        for answer, (_, scored, where) in zip(
+            right + wrong, tokens.released_tokens(lm, prompt, right + wrong), strict=True
+        ):
+            assert scored[where] == lm.tokenizer(answer + lm.tokenizer.eos_token)["input_ids"]
+            assert where.start > 0 and len(scored) > where.stop
+
+
+def test_a_pair_is_cut_together_and_no_other_pair_with_it(tokens, policies):
+    long, short = "word " * 300, "word"
+    rows = tokens.released_tokens(policies[0], "ask " * 50, [short, short, long, short], longest=200, kept=20)
+    lengths = [(len(read), len(scored)) for read, scored, _ in rows]
+    assert lengths[0] == (20, 180) or lengths[2] == (20, 180)
+    assert lengths[1] == lengths[3] and lengths[1][0] > 50
+
+
+def test_log_probabilities_equal_a_plain_computation(tokens, policies):
+    """Common beginnings, equal texts, different prompts, and a prompt of one token."""
+    lm, rows = policies[0], [([5], [6, 7, 8]), ([5], [6, 7, 9, 4]), ([5], [6, 7, 8]), ([5, 6], [7, 8]), ([9], [5])]
+    got = tokens.shared_logprobs(lm, [(read, scored, slice(None)) for read, scored in rows])
+    for (read, scored), values in zip(rows, got, strict=True):
+        with torch.inference_mode():
+            plain = lm.model(torch.tensor([read + scored])).logits[0].double().log_softmax(-1)
+        want = [plain[len(read) - 1 + k, token].item() for k, token in enumerate(scored)]
+        np.testing.assert_allclose(values, want, atol=1e-5)
+
+
+def test_without_a_template_the_text_is_tulus(tokens):
+    lm = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None))
+    assert tokens.chat_text(lm, ["Hi", "Ho"]) == "<|user|>\nHi\n<|assistant|>\nHo\n"
+    assert tokens.chat_text(lm, ["Hi"], header=True) == "<|user|>\nHi\n<|assistant|>\n"
+
+
+@pytest.mark.parametrize("name", ["chat_text", "released_tokens"])
+def test_both_notebooks_write_the_same_tokens(name):
+    """Each notebook runs by itself, so the definition stands in both."""
+    found = []
+    for path in (NOTEBOOK, LEADERBOARD):
+        cells = json.loads(Path(path).read_text(encoding="utf8"))["cells"]
+        parsed = [ast.parse("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+        found += [ast.dump(n) for tree in parsed for n in tree.body if getattr(n, "name", "") == name]
+    assert len(found) == 2 and found[0] == found[1]
+
+
+def test_a_reward_that_is_not_a_number_is_an_error_and_no_prompt_less():
+    """Of two prompts one is lost: the other alone would give 100 three times."""
+    scores = np.array([[[3.0, 3, 3, 1, 1, 1], [np.nan] * 6]])
+    given = {"scores": {"x": scores}, "asked": {"x": np.array([True, True])}, "domain": np.array(["chat"] * 2)}
+    per_prompt = lift(NOTEBOOK, ["per_prompt"], given).per_prompt
+    with pytest.raises(ValueError, match="no NaN"):
+        per_prompt("x")
+    given["asked"]["x"][1] = False  # never asked for: left out
+    assert per_prompt("x")[0].tolist() == [[[100, 100, 100]]]
+
+
+def test_a_claim_of_two_spans_needs_both():
+    either = lift(NOTEBOOK, ["either_span"]).either_span
+    a, b = Estimate(7.0, 2.0, 12.0, 8), Estimate(-27.0, -40.0, -15.0, 8)
+    assert either(a, b) == either(b, a) == Estimate(-10.0, -40.0, 12.0, 8)
 
 
 def test_aggregates_follow_their_formulas():
@@ -144,33 +244,64 @@ def test_aggregates_follow_their_formulas():
     assert [aggregates[f"LM {k}"](logp) for k in ("mean", "sum", "norm")] == [-3.5, -7.0, -5.0]
 
 
-def test_classifier_scores_do_not_depend_on_batching(classifier):
+def begins_with_a_token(lm):
+    """The same model with a tokenizer that puts a special token in front, even of a template that has one."""
+    other, first = copy.deepcopy(lm.tokenizer), lm.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    other.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", first)]
+    )
+    return replace(lm, tokenizer=other)
+
+
+@pytest.mark.parametrize("change", [lambda lm: lm, begins_with_a_token])
+@pytest.mark.parametrize("longest", [20, 2048])
+def test_classifier_scores_are_those_of_the_pipeline_of_the_released_script(classifier, change, longest):
+    lm = change(classifier)
     score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
-    alone = [score(classifier, [pair], token_budget=1)[0] for pair in PAIRS]
+    plain = copy.deepcopy(lm.tokenizer)
+    plain.truncation_side = "left"
+    judge = pipeline("text-classification", model=lm.model, tokenizer=plain)
+    options = {"truncation": True, "padding": True, "max_length": longest, "function_to_apply": "none"}
     for budget in (1, 120, 10_000):
-        np.testing.assert_allclose(score(classifier, PAIRS, budget), alone, atol=1e-5)
-    assert len(set(np.round(alone, 4))) == len(PAIRS)
+        got = score(lm, ITEMS, budget, max_length=longest)
+        for (prompt, answers), row in zip(ITEMS, got, strict=True):
+            turns = [[("user", prompt), ("assistant", answer)] for answer in answers]
+            chats = [[{"role": role, "content": text} for role, text in turn] for turn in turns]
+            written = [plain.apply_chat_template(chat, tokenize=False) for chat in chats]
+            want = [judge(text, **options)[0]["score"] for text in written]
+            np.testing.assert_allclose(row, want, atol=1e-5)
 
 
-def test_long_texts_lose_tokens_on_their_left(classifier):
+def test_a_classifier_with_two_outputs_or_without_numbers_is_refused(tokenizer):
     score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
-    (prompt, answer), n = PAIRS[2], 40
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    text = classifier.tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = classifier.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) > n
-    with torch.inference_mode():
-        want = classifier.model(torch.tensor([ids[-n:]])).logits[0, 0].item()
-    assert score(classifier, [PAIRS[2]], 100, max_length=n)[0] == pytest.approx(want, abs=1e-5)
+    two = LanguageModel(tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=2), tokenizer, "two", "")
+    with pytest.raises(ValueError, match="a reward is one output, not 2"):
+        score(two, ITEMS, 100)
+    broken = tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=1)
+    broken.score.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="6 rewards are not numbers"):
+        score(LanguageModel(broken, tokenizer, "broken", ""), ITEMS, 100)
 
 
-def test_dpo_scores_are_sums_of_log_ratios(policies):
-    names = lift(NOTEBOOK, ["chat_prompt"])
-    found = lift(LEADERBOARD, ["dpo_scores"]).dpo_scores(*policies, PAIRS, 200)
-    for (prompt, answer), got in zip(PAIRS, found, strict=True):
-        ended = answer + policies[0].tokenizer.eos_token
-        sums = [by_hand(lm, names.chat_prompt(lm, prompt), ended).sum() for lm in policies]
-        assert got == pytest.approx(sums[0] - sums[1], abs=1e-3)
+def test_scores_of_a_killed_run_are_not_made_again(tmp_path):
+    prompts, calls = [(f"prompt {k}", ["a"] * 6) for k in range(150)], []
+
+    def score(lm, items, token_budget):
+        if len(calls) == 2 and stop:
+            raise KeyboardInterrupt
+        calls.append(items[0][0])
+        return np.full((len(items), 6), float(items[0][0].split()[1]))
+
+    lm = SimpleNamespace(digest="abc")
+    given = {"run": SimpleNamespace(device=torch.device("cpu")), "work": tmp_path, "prompts": prompts}
+    given |= {"token_budget": 100, "tqdm": lambda rows, desc: rows}
+    kept, stop = lift(LEADERBOARD, ["kept_scores"], given).kept_scores, True
+    with pytest.raises(KeyboardInterrupt):
+        kept("a model", lambda *args, **options: lm, score)
+    stop = False
+    got = kept("a model", lambda *args, **options: lm, score)
+    assert calls == ["prompt 0", "prompt 64", "prompt 128"]
+    assert got.shape == (150, 6) and got[[0, 63, 64, 149], 0].tolist() == [0, 0, 64, 128]
 
 
 def test_style_offset_has_its_closed_form_and_leaves_nothing_to_the_head():
@@ -312,16 +443,73 @@ def test_length_on_all_released_chat_records(scoring):
         assert scoring.difficulty(scoring.wins(sign * lengths)).mean(0).round(1).tolist() == want
 
 
-def test_intervals_of_published_scores_are_bounds():
-    published = lift(LEADERBOARD, ["published"], {"SIZES": np.array([129, 529, 228, 441])}).published
-    estimate = published(46.6)
-    assert 43 < estimate.low < estimate.value < estimate.high < 50
+@pytest.fixture(scope="module")
+def bound():
+    return lift(LEADERBOARD, ["published", "widest_shares"], {"SIZES": np.array([129, 529, 228, 441])})
+
+
+@pytest.mark.parametrize("value", [5.0, 46.6, 69.5, 93.5, 99.9])
+def test_no_spread_over_the_domains_has_more_variance_than_the_bound(bound, value):
+    sizes, mean = np.array([129, 529, 228, 441]), value / 100
+
+    def error(shares):
+        return 25 * 1.96 * np.sqrt((shares * (1 - shares) / sizes).sum(-1))
+
+    widest = bound.widest_shares(mean)
+    assert widest.mean() == pytest.approx(mean) and (widest >= 0).all() and (widest <= 1).all()
+    tries = np.clip(widest + np.random.default_rng(0).normal(0, 0.1, (20_000, 4)), 0, 1)
+    tries = tries[abs(tries.mean(1) - mean) < 1e-2]
+    tries = tries - (tries.mean(1, keepdims=True) - mean)
+    tries = tries[((tries >= 0) & (tries <= 1)).all(1)]
+    assert len(tries) > 20 and error(tries).max() <= error(widest) + 1e-9
+    assert bound.published(value).high - value == pytest.approx(error(widest))
+
+
+def test_a_score_far_from_a_coin_can_be_less_sure_than_one_share_for_all_domains_says(bound):
+    estimate = bound.published(93.5)
+    assert estimate.high - 93.5 == pytest.approx(1.898, abs=1e-3)  # with 93.5 in every domain: 1.542
+    assert 43 < bound.published(46.6).low < bound.published(46.6).high < 50
+
+
+def test_the_strictest_threshold_is_where_a_verdict_turns():
+    names = lift(LEADERBOARD, ["strictest"])
+    rule = {"id": "X", "statement": "a statement", "source": "none", "paper_value": "", "estimand": "an estimand"}
+    rule |= {"unit": "", "presets": ["reduced", "public", "full"], "evidence": "derived"}
+    estimate = Estimate(3.0, 1.0, 6.0, 9)
+    for direction, turn in (("greater", 1.0), ("less", 6.0), ("equivalent", 6.0)):
+        for step in (-0.1, 0.1):
+            ends = (
+                {"threshold": 0.0, "margin": turn + step} if direction == "equivalent" else {"threshold": turn + step}
+            )
+            claim = Claim(**rule, direction=direction, **ends)
+            held = claim.verdict(estimate) == "reproduced"
+            assert held == ((step < 0) if direction == "greater" else (step > 0))
+            assert names.strictest(claim, estimate) == turn
 
 
 def test_both_notebooks_score_alike(scoring):
     levels = lift(LEADERBOARD, ["level_scores"]).level_scores
     scores = np.random.default_rng(4).integers(0, 4, size=(50, 6)).astype(float)
     np.testing.assert_allclose(levels(scores), scoring.difficulty(scoring.wins(scores)))
+    scores[7, 2] = np.nan
+    with pytest.raises(ValueError, match="not a number"):
+        levels(scores)
+
+
+def test_accuracies_are_those_of_the_released_script(scoring):
+    """60 records of five files with many ties; safety is one domain."""
+    rows = records()
+    scores = np.array([row["score_chosen"] + row["score_rejected"] for row in rows], dtype=float)
+    where = scoring.pooled([row["domain"] for row in rows])
+    names = lift(LEADERBOARD, ["level_scores", "row_numbers"])
+    for levels in (names.level_scores(scores), scoring.difficulty(scoring.wins(scores))):
+        row, want = names.row_numbers(levels, where), GOLDEN["accuracy"]
+        for ours, theirs in (("easy", "easy_acc"), ("normal", "normal_acc"), ("hard", "hard_acc"), ("chat", "chat")):
+            assert row[ours] == pytest.approx(100 * want[theirs])
+        for ours, theirs in (("math", "math"), ("code", "code"), ("safety", "safety"), ("overall", "total_avg_acc")):
+            assert row[ours] == pytest.approx(100 * want[theirs])
+        domains = pd.DataFrame(levels).groupby(where).mean()
+        assert domains.to_numpy().mean() == pytest.approx(100 * want["total_avg_acc"])
 
 
 # --- the gate
