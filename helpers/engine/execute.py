@@ -90,11 +90,7 @@ def execute(
     try:
         status = Status(notebook, record, request.values)
         status.set_aside()
-        try:
-            status.write(finished=False)  # what a reader must believe if this very process is killed
-        except OSError:
-            status.put_back()
-            raise
+        status.begin()
         variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
         job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
         _supervise(status, job, request.budget, progress)

@@ -181,7 +181,8 @@ def test_an_earlier_good_run_is_kept_until_the_next_one_succeeded(tmp_path):
     status.settle()
     assert "an earlier good run is kept in plain.before" in status.failure()
     again = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
-    again.set_aside()  # of a failed run nothing is kept, and it does not push out the good one
+    again.set_aside()
+    again.begin()  # of a failed run nothing is kept, and it does not push out the good one
     assert Record.read(tmp_path / "plain.before" / "plain.json")
     record(path)
     again.end("ok")
@@ -231,6 +232,22 @@ def test_a_run_that_could_not_start_gives_the_earlier_one_back(tmp_path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         execute(PLAIN, request, tmp_path)
     assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == before
+
+
+def test_a_run_that_could_not_start_does_not_hide_an_earlier_failure(tmp_path, monkeypatch):
+    path = good_run(tmp_path)
+    failed = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
+    failed.set_aside()
+    failed.begin()
+    failed.end("error", "ValueError", "no")
+    failed.settle()
+    again = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
+    again.set_aside()
+    monkeypatch.setattr("helpers.engine.status.write_atomically", lambda *_: os.stat(tmp_path / "full disk"))
+    with pytest.raises(OSError, match="full disk"):
+        again.begin()
+    assert json.loads((tmp_path / "plain.status.json").read_text())["status"] == "error"
+    assert not path.exists() and (tmp_path / "plain.before" / "plain.json").exists()
 
 
 def test_the_last_word_is_written_before_the_earlier_run_goes(tmp_path, monkeypatch):
