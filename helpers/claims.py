@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from helpers.html import Raw, table
 from helpers.paths import read_yaml
-from helpers.record import PRESETS, Outcome, Preset, Verdict
+from helpers.record import PRESETS, Outcome, Preset, Verdict, first_fault
 
 if TYPE_CHECKING:
     from helpers.stats import Estimate
@@ -109,9 +109,7 @@ def load_claims(path: Path, notebook: str | None = None) -> dict[str, Claim]:
         try:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{path.name}: claim {name}: {field + ': ' if field else ''}{first['msg']}") from None
+            raise ValueError(f"{path.name}: claim {name}: {first_fault(error)}") from None
         if claim.id in claims:
             raise ValueError(f"{path.name}: claim {claim.id} stands there twice")
         claims[claim.id] = claim

@@ -5,7 +5,6 @@ import difflib
 import io
 import json
 import math
-import operator
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from simpleeval import InvalidExpression, simple_eval
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 RANGE = re.compile(r"\[([^\[\],]+),([^\[\],]+)\]\s*$")
 CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
-OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-OPERATORS |= {ast.Div: operator.truediv, ast.Pow: operator.pow}
 FIXED = ("preset", "seed")  # set by --preset and --seed
 
 
@@ -116,29 +114,17 @@ def _field(where: str, line: ast.AnnAssign, comment: str) -> tuple[Any, Any]:
             limits = Limits(_number(match[1]), _number(match[2]))
         elif match := CHOICES.search(comment):
             limits = Limits(choices=tuple(choice.strip() for choice in match[1].split(",")))
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, InvalidExpression):
         raise BadRequestError(f"{where}: parameter '{name}': its default or range is not a plain literal") from None
     return Annotated[TYPES[kind], AfterValidator(limits)], Field(default, description=comment)
 
 
 def _number(text: str) -> float:
-    """Evaluate the end of a range: numbers with + - * / ** only."""
-
-    def value(node: ast.expr) -> float:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return node.value
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp):
-            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+    """Evaluate the end of a range: numbers and arithmetic only."""
+    value = simple_eval(text.strip(), functions={}, names={})
+    if not isinstance(value, int | float):
         raise ValueError(text)
-
-    return value(ast.parse(text.strip(), mode="eval").body)
-
-
-def limits_of(model: type[BaseModel]) -> dict[str, tuple[type, Limits]]:
-    """Return type and limits of every parameter."""
-    return {name: (field.annotation, field.metadata[0].func) for name, field in model.model_fields.items()}  # type: ignore[misc]
+    return value
 
 
 def check_values(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.paths import read_yaml
-from helpers.record import Metric, Record, Verdict
+from helpers.record import Metric, Record, Verdict, first_fault
 
 UNCALIBRATED = ("seed",)
 K = 4  # tolerance in units of the spread over seeds
@@ -92,9 +92,7 @@ def load_expected(folder: Path, notebook: str) -> Expected | None:
     try:
         expected = Expected.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path.name}: {where + ': ' if where else ''}{first['msg']}; calibrate again") from None
+        raise ValueError(f"{path.name}: {first_fault(error)}; calibrate again") from None
     about = (expected.paper, expected.notebook or expected.paper)
     if about != (folder.resolve().name, notebook):
         raise ValueError(f"{path.name}: it speaks of {'/'.join(about)}; calibrate again")
