@@ -117,6 +117,17 @@ def load_claims(path: Path, notebook: str | None = None) -> dict[str, Claim]:
     return {k: c for k, c in claims.items() if notebook is None or (c.notebook or main) == notebook}
 
 
+def all_outcomes(claims: dict[str, Claim], judged: dict[str, Outcome], preset: Preset) -> dict[str, Outcome]:
+    """Return the outcomes in the order of `claims.yaml`, with the claims that this preset cannot test."""
+    outcomes = {}
+    for name, claim in claims.items():
+        if name in judged:
+            outcomes[name] = judged[name]
+        elif preset not in claim.presets:
+            outcomes[name] = Outcome(verdict="not testable here", reason=claim.why_not[preset])
+    return outcomes
+
+
 def format_number(value: float) -> str:
     """Return a number for a table: three significant digits, no exponent for everyday sizes."""
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

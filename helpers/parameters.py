@@ -19,6 +19,7 @@ from simpleeval import InvalidExpression, simple_eval
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 RANGE = re.compile(r"\[([^\[\],]+),([^\[\],]+)\]\s*$")
 CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
+PLAIN = (bool, int, float, str, list)
 FIXED = ("preset", "seed")  # set by --preset and --seed
 
 
@@ -150,6 +151,29 @@ def _first(error: ValidationError) -> str:
         return f"parameter '{name}': {first['msg'].removeprefix('Value error, ')}"
     kind = first["type"].split("_")[0].replace("string", "str")
     return f"parameter '{name}': {value!r:.60} is of type {type(value).__name__}, not {kind}"
+
+
+def values_of(namespace: Mapping[str, Any], declared: Iterable[str]) -> dict[str, Any]:
+    """Return the declared parameters with whatever values they have, and all other annotated globals of plain values.
+
+    An annotated name that is not declared is a mistyped one, and the check of the values says so.
+
+    Args:
+        namespace: a notebook's `globals()`.
+        declared: names in its parameters cell.
+
+    Raises:
+        BadRequestError: a declared parameter has no value.
+        ValueError: `preset` or `seed` is missing.
+    """
+    if missing := [name for name in declared if name not in namespace]:
+        raise BadRequestError(f"the chapter's parameters cell sets {', '.join(missing)}, this notebook does not")
+    names = [k for k in namespace.get("__annotations__", {}) if k in namespace and k[0] != "_"]
+    found = {name: namespace[name] for name in declared}
+    found |= {k: namespace[k] for k in names if isinstance(namespace[k], PLAIN)}
+    if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
+        raise ValueError("the parameters cell must define `preset: str` and `seed: int` with annotations")
+    return found
 
 
 def parse(model: type[BaseModel], name: str, text: str) -> Any:

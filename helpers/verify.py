@@ -1,5 +1,6 @@
 """The regression gate: what a chapter's `expected.yaml` says, and a record against it."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,17 @@ def load_expected(folder: Path, notebook: str) -> Expected | None:
     if lax := [name for name, metric in expected.metrics.items() if metric.accepts_null()]:
         raise ValueError(f"{path.name}: a tolerance accepts the null value: {', '.join(lax)}; calibrate again")
     return expected
+
+
+def expected_of(folder: Path, notebook: str, preset: str, parameters: dict[str, Any]) -> tuple[Expected | None, str]:
+    """Return the expected values that speak of such a run, or None and why there are none; errors: `load_expected`."""
+    expected = load_expected(folder, notebook)
+    if os.environ.get("REPRODUCTIONS_CALIBRATE"):
+        return None, "not compared (calibration run)"
+    if expected is None:
+        return None, "not compared (never calibrated)"
+    reason = expected.not_about(preset, parameters)
+    return (None, f"not compared ({reason})") if reason else (expected, "")
 
 
 def compare(record: Record, expected: Expected) -> list[str]:
