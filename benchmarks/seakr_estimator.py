@@ -40,9 +40,9 @@ def sequential(lm, prompt: str) -> tuple[torch.Tensor, int, float]:
         seconds += time.perf_counter() - start
         out[0, -1] = lm.tokenizer.eos_token_id
         tokens += out.shape[1] - ids.input_ids.shape[1]
-        with capture(lm.model, [LAYER], lambda h: h[:, -1]) as seen:
+        with capture(lm.model, [LAYER]) as seen:
             lm.model(out, logits_to_keep=1)
-        vectors.append(seen[LAYER][0][0])
+        vectors.append(seen[LAYER][0][0, -1])
     return torch.stack(vectors), tokens, seconds
 
 

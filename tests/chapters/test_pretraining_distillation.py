@@ -393,7 +393,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_record(tmp_path):
 
     second = run_notebook(killed)
     deadline = time.monotonic() + 300
-    while len(found := sorted(killed.rglob("*Design*.safetensors"))) < 3 and time.monotonic() < deadline:
+    while len(found := sorted(killed.rglob("*Design*.entry"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     kernels = [p for p in psutil.Process(second.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
     kernels[0].send_signal(signal.SIGKILL)

@@ -8,13 +8,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CHAPTERS
+from fuzz import limits_of
 from papermill.engines import NBClientEngine
 
 from helpers.engine.execute import execute, find_notebook, pair_up
 from helpers.engine.status import Status, short
 from helpers.engine.worker import _engine
 from helpers.lock import Lock, LockedError
-from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
+from helpers.parameters import BadRequestError, Limits, check_values, schema
 from helpers.record import Record, record_path, variant
 from helpers.request import resolve
 
