@@ -16,12 +16,12 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from lift import lift, sabotage
 from tiny import save_tiny
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from helpers.cache import Store
-from helpers.engine.lift import lift, sabotage
 
 PAPER = "pretraining_distillation"
 NOTEBOOK = f"notebooks/{PAPER}/{PAPER}.ipynb"
