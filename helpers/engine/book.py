@@ -25,9 +25,10 @@ import typer
 
 from helpers.engine import cells
 from helpers.engine.cards import card, failure_notice, other_pages
-from helpers.engine.contents import RequestError, documents, join_bibliographies, table_of_contents
+from helpers.engine.contents import documents, join_bibliographies, table_of_contents
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
+from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml
 from helpers.record import variant
 
@@ -66,15 +67,15 @@ def render_book(
         verbose: show everything that jupyter-book says.
 
     Raises:
-        RequestError: there is no such folder, `out` holds something else, or the table of contents is wrong.
+        BadRequestError: there is no such folder, `out` holds something else, or the table of contents is wrong.
         RenderError: jupyter-book stopped, or had something to say about a page that is no chapter's.
     """
     root = root or checkout()
     if root is None:
-        raise RequestError("the book is rendered from a checkout, and this package was installed without one")
+        raise BadRequestError("the book is rendered from a checkout, and this package was installed without one")
     out, root = out.resolve(), root.resolve()
     if not runs.is_dir():
-        raise RequestError(f"no folder {runs}: run the chapters first (make book)")
+        raise BadRequestError(f"no folder {runs}: run the chapters first (make book)")
     _refuse_foreign(out)
     chapters = find_chapters(root / "notebooks", runs, results or root / "results")
     pages = [page for chapter in chapters for page in chapter.pages]
@@ -100,7 +101,7 @@ def book_command(
     """Render the book from finished runs."""
     try:
         book = render_book(runs, out, results=results, root=root, verbose=verbose)
-    except RequestError as error:
+    except BadRequestError as error:
         typer.echo(f"book: {error}", err=True)
         raise typer.Exit(2) from None
     except RenderError as error:
@@ -119,12 +120,12 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     """Put everything that jupyter-book needs into `folder`; return one line for everything that is wrong.
 
     Raises:
-        RequestError: the settings or the table of contents are wrong.
+        BadRequestError: the settings or the table of contents are wrong.
     """
     try:
         config, listed = read_yaml(root / "_config.yml"), read_yaml(root / "_toc.yml")
     except ValueError as error:
-        raise RequestError(str(error)) from None
+        raise BadRequestError(str(error)) from None
     contents = table_of_contents(listed, chapters, root / "book")
     order = documents(contents)
     chapters = sorted(chapters, key=lambda chapter: order.index(chapter.main.docname))
@@ -222,7 +223,7 @@ def _stage_extra(extra: Path, title: str, first_page: str) -> None:
     """Stage what is copied as it is: MathJax and a start page at the book's root."""
     spec = find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise RequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
+        raise BadRequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
     source, target = Path(spec.origin).parent / "static" / "mathjax", extra / "_static" / "mathjax"
     for name in MATHJAX:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -237,13 +238,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise RequestError where something would be lost that `papers book` has not made, or nothing can be put."""
+    """Raise BadRequestError where something would be lost that `papers book` has not made, or nothing can be put."""
     if out.is_mount() or (out.exists() and not out.is_dir()):
-        raise RequestError(f"{out} is not a folder that can be replaced; choose another, or one inside it")
+        raise BadRequestError(f"{out} is not a folder that can be replaced; choose another, or one inside it")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     made = {OURS, *(out / OURS).read_text(encoding="utf-8").split("\n")} if OURS in found else set()
     if foreign := sorted(found - made):
-        raise RequestError(
+        raise BadRequestError(
             f"{out} holds what this command has not made: {', '.join(foreign[:5])}; move it, or choose another folder"
         )
 
