@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,26 +44,17 @@ class RenderError(Exception):
     """The book could not be rendered, and an older one was left alone; `args` are lines that say why."""
 
 
-@dataclass(frozen=True)
-class Book:
-    """A rendered book: its start page, one line for everything that is wrong in it, and the pages without a run."""
-
-    index: Path
-    faults: list[str]
-    not_run: list[str]
-
-
-def render_book(
-    runs: Path, out: Path, *, results: Path | None = None, root: Path | None = None, verbose: bool = False
-) -> Book:
+def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool = False) -> tuple[list[str], list[str]]:
     """Render the book into `out`, where an older one is replaced.
 
     Args:
         runs: folder with `<paper>/<notebook>.{ipynb,json,status.json}`.
         out: folder for the finished book.
-        results: committed records of larger runs; by default those of the checkout.
-        root: the checkout; by default the one that this package stands in.
+        root: the checkout, whose `results` hold the records of larger runs; by default that of this package.
         verbose: show everything that jupyter-book says.
+
+    Returns:
+        One line for everything that is wrong in the book, and the pages without a run.
 
     Raises:
         BadRequestError: there is no such folder, `out` holds something else, or the table of contents is wrong.
@@ -77,7 +67,7 @@ def render_book(
     if not runs.is_dir():
         raise BadRequestError(f"no folder {runs}: run the chapters first (make book)")
     _refuse_foreign(out)
-    chapters = find_chapters(root / "notebooks", runs, results or root / "results")
+    chapters = find_chapters(root / "notebooks", runs, root / "results")
     pages = [page for chapter in chapters for page in chapter.pages]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".book-") as work:
@@ -88,32 +78,31 @@ def render_book(
             if page.run.source:
                 _write_json(html / "_sources" / f"{page.docname}.ipynb", page.run.source)
         _swap(html, out)
-    return Book(out / "index.html", faults + complaints, [p.docname for p in pages if p.run.status == "not run"])
+    return faults + complaints, [page.docname for page in pages if page.run.status == "not run"]
 
 
 def book_command(
     runs: Annotated[Path, typer.Option(help="Folder with <paper>/<notebook>.{ipynb,json,status.json}.")],
     out: Annotated[Path, typer.Option(help="Folder for the finished book; an older book there is replaced.")],
-    results: Annotated[Path | None, typer.Option(help="Committed records of larger runs [ROOT/results].")] = None,
     root: Annotated[Path | None, typer.Option(help="The checkout [that of this package].")] = None,
     verbose: Annotated[bool, typer.Option(help="Show everything that jupyter-book says.")] = False,
 ) -> None:
     """Render the book from finished runs."""
     try:
-        book = render_book(runs, out, results=results, root=root, verbose=verbose)
+        faults, not_run = render_book(runs, out, root, verbose)
     except BadRequestError as error:
         typer.echo(f"book: {error}", err=True)
         raise typer.Exit(2) from None
     except RenderError as error:
         typer.echo("\n".join([*map(str, error.args), "book: not rendered; nothing was replaced"]), err=True)
         raise typer.Exit(1) from None
-    for docname in book.not_run:
+    for docname in not_run:
         typer.echo(f"  {docname}: not run")
-    for fault in book.faults:
+    for fault in faults:
         typer.echo(f"  {fault}", err=True)
-    typer.echo(f"book: {book.index}" + (f", {len(book.faults)} thing(s) wrong in it" if book.faults else ""))
-    if book.faults:
-        raise typer.Exit(1)
+    wrong = f", {len(faults)} thing(s) wrong in it" if faults else ""
+    typer.echo(f"book: {out.resolve() / 'index.html'}{wrong}")
+    raise typer.Exit(1 if faults else 0)
 
 
 def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
@@ -256,7 +245,3 @@ def _swap(new: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     new.rename(out)
-
-
-if __name__ == "__main__":
-    typer.run(book_command)
