@@ -9,6 +9,7 @@ Run from the checkout: `python -m benchmarks.seakr_estimator`; writes `benchmark
 
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import torch
 from transformers.utils import logging
 
 from helpers.activations import capture
-from helpers.engine.lift import lift
 from helpers.generation import generate
 from helpers.models import load_lm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from lift import lift
 
 K, NEW_TOKENS, LAYER = 20, 24, "model.layers.14.mlp"
 QUESTIONS = [

@@ -117,8 +117,7 @@ class Status:
 
     def summary(self) -> str:
         """Return one line: which run, how it ended, time and memory."""
-        paper, notebook = self.identity["paper"], self.identity["notebook"]
-        name = paper if notebook == paper else f"{paper}/{notebook}"
+        name = name_of(self.identity["paper"], self.identity["notebook"])
         run = f"{name} ({self.identity['preset']}, seed {self.identity['seed']})"
         return f"{run}: {self.status} after {self.wall_s:.1f} s, peak memory {self.peak_bytes / 1e9:.2f} GB"
 
@@ -127,6 +126,11 @@ class Status:
         where = f"cell {self.cell['index']} ({self.cell['id']}): " if self.cell else ""
         kept = f" (an earlier good run is kept in {self.before.name})" if self.before.is_dir() else ""
         return f"{where}{self.error}: {self.message}{kept}"
+
+
+def name_of(paper: str, notebook: str) -> str:
+    """Return what a person calls a notebook: `<paper>` for the chapter's main one, else `<paper>/<notebook>`."""
+    return paper if notebook == paper else f"{paper}/{notebook}"
 
 
 def short(message: str, limit: int = 800) -> str:

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
 from torch.func import grad, vmap
 
-from helpers.engine.lift import lift, sabotage
 from helpers.models import packaged
 
 FOLDER = "notebooks/gene_meta_learning"
