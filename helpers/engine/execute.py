@@ -222,3 +222,8 @@ def prepare() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     sys.argv[1:] = pair_up(sys.argv[1:])
+
+
+if __name__ == "__main__":  # the module behind `papers run`, for machines where the command is not on PATH
+    prepare()
+    typer.run(run_command)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -277,3 +279,9 @@ def test_a_kernel_that_dies_before_the_first_cell_is_started_once_more(monkeypat
     with nullcontext() if survives else pytest.raises(RuntimeError, match="Kernel died"):
         _engine(None, notebook).execute_notebook(notebook, "python3")
     assert len(starts) == 2
+
+
+def test_the_module_behind_the_command_is_a_command_too():
+    words = [sys.executable, "-m", "helpers.engine.execute", str(PLAIN), "-p", "n_item", "3"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'n_items'?" in done.stderr and done.stderr.count("\n") == 1
