@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from helpers.engine.lift import lift  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from lift import lift  # noqa: E402
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
 RUNS, STEPS, ROUNDS, GENES, HIDDEN = 25, 6, 3, 695, 32

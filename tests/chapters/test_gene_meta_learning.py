@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
 from torch.func import grad, vmap
 
 from helpers.cache import Store
-from helpers.engine.lift import lift, sabotage
 from helpers.models import packaged
 
 FOLDER = "notebooks/gene_meta_learning"
@@ -515,7 +515,7 @@ def test_a_blood_series_gets_all_its_numbers(tmp_path):
     nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra)
     assert nb.mean_of([nb.compare_series("a", data["a"][1])["MAML"]] * 3).n == 3 * 36
     assert set(nb.few_patients(16, "a")) == {"MAML", "transfer", "MAML, alpha 0.1", "MAML, alpha 0.9"}
-    assert len(list(Path(tmp_path).rglob("*.safetensors"))) == 1  # a killed run goes on from here
+    assert len(list(Path(tmp_path).rglob("*.entry"))) == 1  # a killed run goes on from here
     again = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra | {"compare": None})
     assert again.kept_comparison("a")[1].shape == (6,)
     assert sum(noted[f"alpha_a_{a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
