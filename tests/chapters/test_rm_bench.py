@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from rm_bench_golden import SHORT, records, texts
 from tiny import save_tiny, tiny_llama
 from tokenizers.processors import TemplateProcessing
@@ -21,7 +22,6 @@ from transformers import LlamaForSequenceClassification, pipeline
 
 from helpers.claims import Claim
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
-from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_classifier, load_lm, packaged
 from helpers.stats import Estimate
 
