@@ -8,6 +8,7 @@ functions are executed, none of their code is kept.
 
 import ast
 import contextlib
+import copy
 import json
 import random
 import sys
@@ -18,12 +19,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerBase
 
 TEXT = "the a model says red blue **bold** seven, and nothing.\n- item\n1. first `code` émigré 12 x=3 ## Title"
 WORDS = TEXT.split(" ")
 LENGTHS = [(3, 4), (12, 9), (1, 1), (40, 60), (150, 1100), (1900, 30), (1700, 1500)]  # words of prompt and answer
 SHORT = 4  # rewards are computed for the first ones; of the others, tokens only
+CUTS = (60, 2048)  # longest texts of the classifier, in tokens
 PARTS = ["chat", "math", "code", "safety-refuse", "safety-response"]
 
 
@@ -55,7 +58,7 @@ def definitions(file: Path, names: set[str]) -> dict:
     """Functions and classes of a file, without running the rest of it."""
     found = {"torch": torch, "nn": torch.nn, "np": np, "PreTrainedTokenizer": PreTrainedTokenizerBase}
     found |= {name: getattr(typing, name) for name in typing.__all__}
-    for node in ast.parse(file.read_text(encoding="utf8")).body:
+    for node in ast.parse(file.read_text(encoding="utf8").replace('"cuda"', '"cpu"')).body:
         if getattr(node, "name", None) in names:
             exec(compile(ast.Module([node], []), file.name, "exec"), found)
     return found
@@ -87,6 +90,25 @@ def released(inference: type, write: typing.Callable, tokenizer, policy, referen
     return rewards, tokens
 
 
+def begins_with_a_token(tokenizer):
+    """The same tokenizer putting its first token in front, even of a template that writes one."""
+    other = copy.deepcopy(tokenizer)
+    first = (other.bos_token, other.bos_token_id)
+    other.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    return other
+
+
+def classified(pipeline: type, tokenizer, model, longest: int) -> list[list[float]]:
+    """Rewards of the short rows by a sequence classifier; run_rm.py cuts on the left."""
+    tokenizer.truncation_side = "left"
+    judge, rows = pipeline("text-classification", model, tokenizer), []
+    for prompt, right, wrong in texts()[:SHORT]:
+        turns = [[{"role": "user", "content": prompt}, {"role": "assistant", "content": x}] for x in right + wrong]
+        written = [tokenizer.apply_chat_template(turn, tokenize=False) for turn in turns]
+        rows.append([round(x, 5) for x in judge(written, max_length=longest)[:, 0].tolist()])
+    return rows
+
+
 def main(reward_bench: Path, rm_bench: Path) -> dict:
     """All golden numbers."""
     from tiny import tiny_llama
@@ -95,11 +117,17 @@ def main(reward_bench: Path, rm_bench: Path) -> dict:
 
     dpo = definitions(reward_bench / "rewardbench" / "dpo.py", {"DPOInference", "pad_to_length"})
     write = definitions(reward_bench / "rewardbench" / "utils.py", {"prepare_dialogue_from_tokenizer"})
+    names = {"RewardBenchPipeline", "disable_dropout_in_model"}
+    pipeline = definitions(reward_bench / "rewardbench" / "models" / "pipeline.py", names)["RewardBenchPipeline"]
     score = definitions(rm_bench / "scripts" / "utils.py", {"compute_accuracy", "split_dataset_by_domain"})
     tokenizer = load_lm("smollm2-135m-instruct").tokenizer
     policy, reference = (tiny_llama(tokenizer, seed=seed) for seed in (0, 1))
     parts = dpo["DPOInference"], write["prepare_dialogue_from_tokenizer"], tokenizer, policy
     out: dict = {"command": "python -m tests.rm_bench_golden REWARD-BENCH RM-BENCH"}
+    classifier = tiny_llama(tokenizer, LlamaForSequenceClassification, seed=2, num_labels=1)
+    for name, change in (("as it is", copy.deepcopy), ("a second first token", begins_with_a_token)):
+        rewards = {n: classified(pipeline, change(tokenizer), classifier, n) for n in CUTS}
+        out[f"classifier, {name}"] = rewards
     for name in ("with a first token", "without a first token"):
         if name.startswith("without"):  # as the script does for such a tokenizer
             tokenizer.bos_token_id = tokenizer.pad_token_id = tokenizer.eos_token_id

@@ -2,23 +2,27 @@
 
 import ast
 import copy
+import functools
 import itertools
 import json
 import os
+import re
+import signal
 import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lift import lift, sabotage
-from rm_bench_golden import SHORT, records, texts
+from lift import _replace_once, lift, sabotage
+from nbclient import NotebookClient
+from rm_bench_golden import CUTS, SHORT, begins_with_a_token, records, texts
 from tiny import save_tiny, tiny_llama
-from tokenizers.processors import TemplateProcessing
-from transformers import LlamaForSequenceClassification, pipeline
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from helpers.claims import Claim
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
@@ -210,8 +214,8 @@ def test_without_a_template_the_text_is_tulus(tokens):
     assert tokens.chat_text(lm, ["Hi"], header=True) == "<|user|>\nHi\n<|assistant|>\n"
 
 
-@pytest.mark.parametrize("name", ["chat_text", "released_tokens"])
-def test_both_notebooks_write_the_same_tokens(name):
+@pytest.mark.parametrize("name", ["chat_text", "released_tokens", "best_of_n"])
+def test_both_notebooks_have_the_same_definition(name):
     """Each notebook runs by itself, so the definition stands in both."""
     found = []
     for path in (NOTEBOOK, LEADERBOARD):
@@ -244,32 +248,20 @@ def test_aggregates_follow_their_formulas():
     assert [aggregates[f"LM {k}"](logp) for k in ("mean", "sum", "norm")] == [-3.5, -7.0, -5.0]
 
 
-def begins_with_a_token(lm):
-    """The same model with a tokenizer that puts a special token in front, even of a template that has one."""
-    other, first = copy.deepcopy(lm.tokenizer), lm.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    other.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A", special_tokens=[("<|im_start|>", first)]
-    )
-    return replace(lm, tokenizer=other)
-
-
-@pytest.mark.parametrize("change", [lambda lm: lm, begins_with_a_token])
-@pytest.mark.parametrize("longest", [20, 2048])
-def test_classifier_scores_are_those_of_the_pipeline_of_the_released_script(classifier, change, longest):
-    lm = change(classifier)
-    score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
-    plain = copy.deepcopy(lm.tokenizer)
-    plain.truncation_side = "left"
-    judge = pipeline("text-classification", model=lm.model, tokenizer=plain)
-    options = {"truncation": True, "padding": True, "max_length": longest, "function_to_apply": "none"}
-    for budget in (1, 120, 10_000):
-        got = score(lm, ITEMS, budget, max_length=longest)
-        for (prompt, answers), row in zip(ITEMS, got, strict=True):
-            turns = [[("user", prompt), ("assistant", answer)] for answer in answers]
-            chats = [[{"role": role, "content": text} for role, text in turn] for turn in turns]
-            written = [plain.apply_chat_template(chat, tokenize=False) for chat in chats]
-            want = [judge(text, **options)[0]["score"] for text in written]
-            np.testing.assert_allclose(row, want, atol=1e-5)
+@pytest.mark.parametrize("name", ["as it is", "a second first token"])
+@pytest.mark.parametrize("longest", CUTS)
+def test_classifier_scores_are_those_of_the_released_script(tokenizer, name, longest):
+    """With a tokenizer that puts a first token in front of a template that has one; whole and cut on the left."""
+    change = begins_with_a_token if name == "a second first token" else copy.deepcopy
+    model = tiny_llama(tokenizer, LlamaForSequenceClassification, seed=2, num_labels=1)
+    lm, score = LanguageModel(model, change(tokenizer), "tiny", ""), lift(LEADERBOARD, ["classifier_scores"])
+    items = [(prompt, right + wrong) for prompt, right, wrong in texts()[:SHORT]]
+    for budget in (1, 300, 10_000):
+        got = score.classifier_scores(lm, items, budget, max_length=longest)
+        np.testing.assert_allclose(got, GOLDEN[f"classifier, {name}"][str(longest)], atol=1e-4)
+    if name == "a second first token" and longest > 1000:  # both tokens would be seen in the rewards
+        ids = lm.tokenizer([lm.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)])
+        assert ids["input_ids"][0][:2] == [lm.tokenizer.bos_token_id] * 2
 
 
 def test_a_classifier_with_two_outputs_or_without_numbers_is_refused(tokenizer):
@@ -283,25 +275,190 @@ def test_a_classifier_with_two_outputs_or_without_numbers_is_refused(tokenizer):
         score(LanguageModel(broken, tokenizer, "broken", ""), ITEMS, 100)
 
 
-def test_scores_of_a_killed_run_are_not_made_again(tmp_path):
-    prompts, calls = [(f"prompt {k}", ["a"] * 6) for k in range(150)], []
+@pytest.fixture
+def keeping(tmp_path):
+    """`kept_scores` with its store in a folder; the log of scored parts is a file, which a killed process leaves."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("one")
+    prompts, log = [(f"prompt {k}", ["a"] * 6) for k in range(40)], tmp_path / "log"
+    given = {"run": SimpleNamespace(device=torch.device("cpu")), "work": tmp_path / "work", "token_budget": 100}
+    given |= {
+        "tqdm": lambda rows, desc: rows,
+        "getsource": lambda f: "one definition",
+        "devices": "one",
+        "judge_tokens": 8,
+    }
+    kept_scores = lift(LEADERBOARD, ["kept_scores"], given).kept_scores
 
-    def score(lm, items, token_budget):
-        if len(calls) == 2 and stop:
-            raise KeyboardInterrupt
-        calls.append(items[0][0])
-        return np.full((len(items), 6), float(items[0][0].split()[1]))
+    def score(lm, items, token_budget, kill=False):
+        if kill and log.exists() and len(log.read_text().split()) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = items[0][0].split()[1]
+        log.write_text((log.read_text() if log.exists() else "") + f"{number}\n")
+        return np.full((len(items), 6), float(number))
 
-    lm = SimpleNamespace(digest="abc")
-    given = {"run": SimpleNamespace(device=torch.device("cpu")), "work": tmp_path, "prompts": prompts}
-    given |= {"token_budget": 100, "tqdm": lambda rows, desc: rows}
-    kept, stop = lift(LEADERBOARD, ["kept_scores"], given).kept_scores, True
-    with pytest.raises(KeyboardInterrupt):
-        kept("a model", lambda *args, **options: lm, score)
-    stop = False
-    got = kept("a model", lambda *args, **options: lm, score)
-    assert calls == ["prompt 0", "prompt 64", "prompt 128"]
-    assert got.shape == (150, 6) and got[[0, 63, 64, 149], 0].tolist() == [0, 0, 64, 128]
+    def kept(kill=False, items=prompts):
+        judge = functools.partial(score, kill=kill)
+        model = lambda *args, **options: SimpleNamespace(digest="abc")  # noqa: E731
+        return kept_scores(str(tmp_path / "model"), model, judge, items)
+
+    return SimpleNamespace(kept=kept, log=log, weights=tmp_path / "model" / "weights", prompts=prompts)
+
+
+def test_scores_of_a_killed_run_are_not_made_again(keeping):
+    """The process is killed for good in the third part; the next one makes this part and no other."""
+    if not (child := os.fork()):
+        try:
+            keeping.kept(kill=True)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert keeping.log.read_text().split() == ["0", "16"]
+    got = keeping.kept()
+    assert keeping.log.read_text().split() == ["0", "16", "32"]
+    assert got.shape == (40, 6) and got[[0, 15, 16, 39], 0].tolist() == [0, 0, 16, 32]
+
+
+def test_kept_scores_are_not_those_of_other_weights_or_texts(keeping):
+    keeping.kept()
+    keeping.kept()
+    assert len(keeping.log.read_text().split()) == 3
+    keeping.weights.write_text("other weights")
+    keeping.kept()
+    assert len(keeping.log.read_text().split()) == 6
+    keeping.kept(items=[("another 0", ["a"] * 6), *keeping.prompts[1:]])
+    assert len(keeping.log.read_text().split()) == 9
+
+
+def test_a_model_is_pinned_by_its_commit(tmp_path):
+    asked = []
+    given = {"snapshot_download": lambda *args, **options: asked.append((args, options)) or "folder of the commit"}
+    pinned = lift(LEADERBOARD, ["pinned"], given).pinned
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    assert pinned("org/model") == "org/model" and pinned(str(folder)) == str(folder) and not asked
+    assert pinned("org/model@1a2b") == "folder of the commit"
+    assert asked[0][0] == ("org/model",) and asked[0][1]["revision"] == "1a2b"
+    assert "*.bin" not in asked[0][1]["allow_patterns"]
+
+
+# --- judges
+
+
+@pytest.mark.parametrize(
+    ("reply", "want"),
+    [
+        ("[[A]]", 1),
+        ("I first thought [[A]], but it is [[B]].", -1),
+        ("[[A]] [[C]]", 0),
+        ("A", 1),
+        ("**B**", -1),
+        ("Answer B.", -1),
+        ("A: it is 56.", 1),
+        ("B is better.", -1),
+        ("C.", 0),
+        ("A good answer says more.", 0),
+        ("Both are bad. A", 0),
+        ("", 0),
+        ("[[D]]", 0),
+    ],
+)
+def test_replies_of_a_judge_are_read_or_count_for_nobody(reply, want):
+    assert lift(LEADERBOARD, ["verdict"]).verdict(reply) == want
+
+
+def test_every_pair_is_shown_in_both_orders():
+    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGE"]), []
+    items = [("q", ["r1", "r2", "r3", "w1", "w2", "w3"]), ("p", ["R1", "R2", "R3", "W1", "W2", "W3"])]
+
+    def ask(texts):
+        seen.extend(texts)
+        return ["[[A]]" if "[Answer A]\nr" in text or "[Answer A]\nR" in text else "[[B]]" for text in texts]
+
+    votes = names.pair_verdicts(ask, items)
+    assert (votes == 1).all() and votes.shape == (2, 18)  # a judge that knows all
+    want = [names.JUDGE.format("q", *pair) for i in "123" for j in "123" for pair in [(f"r{i}", f"w{j}")]]
+    assert seen[:18:2] == want and seen[1:18:2] == [
+        names.JUDGE.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"
+    ]
+    np.testing.assert_allclose(names.judge_levels(votes), 100)
+    one, tie, lost = np.array([1, 0]), np.array([1, -1]), np.array([-1, 0])  # of two orders
+    votes = np.array([[*one, *tie, *tie, *lost, *one, *tie, *tie, *tie, *one]])
+    np.testing.assert_allclose(names.judge_levels(votes), [[0, 100, 0]])
+
+
+def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer):
+    """The verdict is replaced by a number that identifies the reply."""
+    lm = load_lm("smollm2-135m-instruct")
+    given = {"judge_tokens": 3, "verdict": lambda reply: zlib.crc32(reply.encode()) % 1000 + 1}
+    names = lift(LEADERBOARD, ["judge_verdicts", "JUDGE"], given)
+    items = [("Name a colour.", ["Red.", "Seven."]), ("How much is 7 times 8?", ["It is 56.", "It is 54."])]
+    want = []
+    for prompt, (right, wrong) in items:
+        for sign, pair in ((1, (right, wrong)), (-1, (wrong, right))):
+            chat = [{"role": "user", "content": names.JUDGE.format(prompt, *pair)}]
+            ids = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
+            )
+            said = lm.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            reply = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+            want.append(sign * given["verdict"](reply))
+    assert len(set(map(abs, want))) > 1
+    assert names.judge_verdicts(lm, items, 300).ravel().tolist() == want
+
+
+def test_picks_are_correlated_over_models():
+    given = {"run": PlainRun}
+    correlation = lift(LEADERBOARD, ["picks_correlation"], given).picks_correlation
+    draw = np.random.default_rng(0)
+    hard, picked, first = draw.uniform(0, 100, (6, 40)), draw.uniform(0, 100, (6, 40)), np.arange(40) < 20
+    got = correlation(hard, picked, first)
+    want = np.corrcoef(hard[:, :20].mean(1), picked[:, 20:].mean(1))[0, 1]
+    assert got.value == pytest.approx(want) and got.low < got.value < got.high and got.n == 6
+    assert correlation(hard[:3], picked[:3], first).undefined
+
+
+FULL = {
+    'board = quoted if preset == "reduced" else load_leaderboard()': "board = quoted",
+    "assert len(board) == 51 and len(paper) == 16": "",
+    'averages[["domains", "difficulties"]] = board[["domain_avg", "difficulty_avg"]]': "pass",
+    "for row in FACTS.splitlines())]": "for row in FACTS.splitlines()[:1])]",
+    "where, prompts = released_prompts()": (
+        "where = np.repeat(DOMAINS, 3)\n"
+        "    prompts = [(f'Ask {k}', [f'{w} {k * j}' for w in 'ab' for j in (1, 20, 300)]) for k in range(12)]"
+    ),
+}
+
+
+def test_the_cells_of_the_full_preset_run_on_tiny_models(tmp_path, tokenizer, monkeypatch):
+    """All models in one run: two classifiers, a policy with its reference, a judge; twelve prompts."""
+    monkeypatch.setenv("REPRODUCTIONS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    for seed, name in enumerate(("reward", "same", "other", "policy", "reference")):
+        options = {"num_labels": 1} if name in ("reward", "same", "other") else {}
+        kind = LlamaForCausalLM if not options else LlamaForSequenceClassification
+        save_tiny(tmp_path / name, tokenizer, kind, seed=seed, **options)
+    content = nbformat.read(LEADERBOARD, as_version=4)
+    values = {"preset": "full", "reward_model": str(tmp_path / "reward"), "other_models": str(tmp_path / "other")}
+    values |= {"dpo_model": str(tmp_path / "policy"), "reference_model": str(tmp_path / "reference")}
+    values |= {"same_data_model": str(tmp_path / "same"), "judge_model": str(tmp_path / "policy")}
+    values |= {"n_judge": 2, "judge_tokens": 4}
+    for old, new in FULL.items():
+        _replace_once(content, old, new)
+    cells = [cell for cell in content.cells if cell.cell_type == "code"]
+    parameters = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in values.items():
+        parameters.source = re.sub(
+            rf"(?m)^({name}: \w+ = )[^#]+", lambda m, value=value: f"{m[1]}{value!r}  ", parameters.source
+        )
+    folder = Path(LEADERBOARD).parent
+    NotebookClient(content, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    (path,) = (tmp_path / "runs").rglob("*.json")
+    record = json.loads(path.read_text())
+    assert {"C4", "C6b", "C8", "C8b", "C9"} <= record["claims"].keys()
+    assert record["claims"]["C4"]["n"] == 12 and record["claims"]["C6b"]["n"] == 4 and record["claims"]["C9"]["n"] == 8
+    assert record["metrics"]["judge: verdicts that turn with the order"]["n"] == 8 * 9
+    assert not list(path.parent.glob("*.work"))
 
 
 def test_style_offset_has_its_closed_form_and_leaves_nothing_to_the_head():
