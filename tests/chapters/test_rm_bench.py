@@ -349,11 +349,13 @@ def test_a_model_is_pinned_by_its_commit(tmp_path):
     ("reply", "want"),
     [
         ("[[A]]", 1),
-        ("I first thought [[A]], but it is [[B]].", -1),
+        ("Not [[B]] but [[A]].", 0),
         ("[[A]] [[C]]", 0),
         ("A", 1),
         ("**B**", -1),
         ("Answer B.", -1),
+        ("Answer: B", -1),
+        ("It is B, so [[B]], yes [[B]].", -1),
         ("A: it is 56.", 1),
         ("B is better.", -1),
         ("C.", 0),
@@ -459,6 +461,14 @@ def test_the_cells_of_the_full_preset_run_on_tiny_models(tmp_path, tokenizer, mo
     assert record["claims"]["C4"]["n"] == 12 and record["claims"]["C6b"]["n"] == 4 and record["claims"]["C9"]["n"] == 8
     assert record["metrics"]["judge: verdicts that turn with the order"]["n"] == 8 * 9
     assert not list(path.parent.glob("*.work"))
+
+
+def test_a_model_that_counts_words_has_its_closed_form():
+    """With no prompt and no grammar a repeated word is all it can know."""
+    reward = lift(NOTEBOOK, ["repeated_words"]).repeated_words
+    assert reward("red Red red") == pytest.approx(np.mean([np.log((k + 1) / (k + 1000)) for k in range(3)]))
+    assert reward("") == reward("x") == pytest.approx(-np.log(1000))
+    assert reward("a b a b") > reward("a b c d")
 
 
 def test_style_offset_has_its_closed_form_and_leaves_nothing_to_the_head():
