@@ -2,7 +2,8 @@
 
     python -m tests.rm_bench_golden REWARD-BENCH RM-BENCH > tests/chapters/golden/rm_bench.json
 
-The two arguments are clones of allenai/reward-bench (commit 05a9005e) and THU-KEG/RM-Bench (commit 73c52d7b). Their
+The two arguments are clones of allenai/reward-bench (commit 05a9005e; dpo.py and models/pipeline.py
+are those of 12666382, which RM-Bench pins) and THU-KEG/RM-Bench (commit 73c52d7b). Their
 functions are executed, none of their code is kept.
 """
 

@@ -211,7 +211,45 @@ def test_log_probabilities_equal_a_plain_computation(tokens, policies):
 def test_without_a_template_the_text_is_tulus(tokens):
     lm = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None))
     assert tokens.chat_text(lm, ["Hi", "Ho"]) == "<|user|>\nHi\n<|assistant|>\nHo\n"
-    assert tokens.chat_text(lm, ["Hi"], header=True) == "<|user|>\nHi\n<|assistant|>\n"
+    assert tokens.chat_text(lm, ["Hi"]) == "<|user|>\nHi\n"
+
+
+TEMPLATES = {
+    "a block of thought": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}",
+    "trimmed": "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}<|im_end|>\n{% endfor %}",
+    "no template": None,
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_answer_is_found_whatever_the_template_writes(tokens, policies, kind):
+    """Short answers that also stand in the header or in the end token, and one with blanks around it."""
+    other = copy.deepcopy(policies[0].tokenizer)
+    other.chat_template = TEMPLATES[kind]
+    lm = replace(policies[0], tokenizer=other)
+    replies = ["Red is a colour.", "a", " end \n", "assistant"]
+    for reply, (_, scored, where) in zip(replies, tokens.released_tokens(lm, "Ask", replies), strict=True):
+        answer = scored[where]
+        assert other.decode(answer[:-1]).strip() == reply.strip()
+        assert other.decode(answer[-1:]).strip() in ("<|im_end|>", "")
+
+
+def test_a_template_that_changes_an_answer_is_refused(tokens, policies):
+    other = copy.deepcopy(policies[0].tokenizer)
+    other.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content | upper }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="the chat template changes an answer"):
+        tokens.released_tokens(replace(policies[0], tokenizer=other), "Ask", ["red", "grey"])
+
+
+def test_the_span_is_all_or_the_answer():
+    found = {0: [(np.array([-1.0, -2.0, -4.0, -1.0]), slice(1, 3))] * 6}
+    given = {"found": found, "items": [0, 1]}
+    lm_scores = lift(NOTEBOOK, ["lm_scores"], given).lm_scores
+    assert (
+        lm_scores(np.mean)[0, 0].tolist() == [-3.0] * 6 and lm_scores(np.mean, script=True)[0, 0].tolist() == [-2.0] * 6
+    )
+    assert np.isnan(lm_scores(np.mean)[0, 1]).all()
 
 
 @pytest.mark.parametrize("name", ["chat_text", "released_tokens", "best_of_n"])
@@ -328,6 +366,15 @@ def test_kept_scores_are_not_those_of_other_weights_or_texts(keeping):
     assert len(keeping.log.read_text().split()) == 6
     keeping.kept(items=[("another 0", ["a"] * 6), *keeping.prompts[1:]])
     assert len(keeping.log.read_text().split()) == 9
+
+
+def test_a_reward_that_is_not_a_number_is_not_kept(keeping, monkeypatch):
+    monkeypatch.setattr(np, "full", lambda shape, value: np.zeros(shape) + (np.nan if value == 16 else value))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="96 rewards are not numbers"):
+            keeping.kept()
+    monkeypatch.undo()
+    assert np.isfinite(keeping.kept()).all()
 
 
 def test_a_model_is_pinned_by_its_commit(tmp_path):
