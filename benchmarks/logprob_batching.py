@@ -82,10 +82,12 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     lm = load_lm("smollm2-135m-instruct", dtype=getattr(torch, asked.dtype), device=asked.device)
-    notebook = lift("notebooks/rm_bench/rm_bench.ipynb", ["chat_text", "shared_logprobs"])
+    notebook = lift("notebooks/rm_bench/rm_bench.ipynb", ["shared_logprobs"])
     rows, source = chat_texts()
     ended = [(p, [a + lm.tokenizer.eos_token for a in answers]) for p, answers in rows[: asked.prompts]]
-    rows = [(notebook.chat_text(lm, [p], header=True), answers) for p, answers in ended]
+    chats = [[{"role": "user", "content": prompt}] for prompt, _ in ended]
+    prompts = [lm.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    rows = list(zip(prompts, (answers for _, answers in ended), strict=True))
     pairs = [(prompt, answer) for prompt, answers in rows for answer in answers]
     coded = [[(*encode_pair(lm, prompt, answer), slice(None)) for answer in answers] for prompt, answers in rows]
     sizes = [tuple(map(len, encode_pair(lm, *pair))) for pair in pairs]
