@@ -730,6 +730,7 @@ def test_accuracies_are_those_of_the_released_script(scoring):
 
 
 @pytest.mark.sabotage
+@pytest.mark.skipif(not Path(NOTEBOOK).with_name("expected.yaml").is_file(), reason="not calibrated: no gate yet")
 def test_the_gate_sees_a_benchmark_that_is_read_upside_down():
     """Wrong answers win where right ones should; the checks that would notice are out of the way."""
     error = sabotage(
