@@ -103,7 +103,17 @@ def choosing():
 
 @pytest.fixture(scope="module")
 def series_agreement():
-    names = ("effects", "across", "within", "read_geo", "common_genes", "contrast")
+    names = (
+        "effects",
+        "across",
+        "within",
+        "read_geo",
+        "common_genes",
+        "contrast",
+        "pseudo_values",
+        "related",
+        "thinned",
+    )
     return lift(f"{FOLDER}/agreement.ipynb", names, {"run": FakeRun()})
 
 
@@ -414,7 +424,23 @@ def test_contrast_of_groups(series_agreement):
     shared = rng.normal(size=(300, 1))
     alike, unlike = (pd.DataFrame(k * shared + rng.normal(size=(300, 5))) for k in (3, 0))
     found = series_agreement.contrast(alike, unlike)
-    assert 0.8 < found.low < found.value < found.high < 1 and found.n == 10
+    assert 0.75 < found.low < 0.85 < found.value < 0.95 and found.n == 10
+    mean = [(e.corr().to_numpy().sum() - 5) / 20 for e in (alike, unlike)]
+    assert found.value == pytest.approx(mean[0] - mean[1])  # pairs count once each
+    values = series_agreement.pseudo_values(alike)
+    for s in range(5):  # the definition: five times the whole minus four times the rest
+        rest = alike.drop(columns=alike.columns[s]).corr().to_numpy()
+        assert values[s] == pytest.approx(5 * mean[0] - 4 * (rest.sum() - 4) / 12)
+
+
+def test_small_classes_shrink_agreement(series_agreement):
+    made = series_agreement.related(200, np.random.default_rng(0))
+    assert len(made) == 4 and made[0][0].shape == (200, 695) and made[0][1].mean() == 0.5
+    x, y = series_agreement.thinned(made[0], 8, 60)
+    assert len(x) == 68 and y.sum() == 8
+    named = lambda n: {k: series_agreement.thinned(d, n, n) for k, d in zip("abcd", made, strict=True)}  # noqa: E731
+    large, small = (series_agreement.effects(named(n)).corr().to_numpy().mean() for n in (100, 8))
+    assert small < 0.85 * large
 
 
 # Golden numbers of the released code (the command stands in the file)
