@@ -40,6 +40,7 @@ NAMES = (
         "fit_chosen",
         "FIXED",
         "SHORT",
+        "CHOICES",
         "span",
         "per_fold",
     ),
@@ -87,6 +88,7 @@ def networks():
         "apart",
         "overlaps",
         "over_seeds",
+        "source_batch",
         "fold_scores",
         "outer_loss",
     )
@@ -422,25 +424,35 @@ def test_curves_and_what_is_read_off_them(choosing):
 def test_contrast_of_groups(series_agreement):
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(300, 1))
-    alike, unlike = (pd.DataFrame(k * shared + rng.normal(size=(300, 5))) for k in (3, 0))
+    alike, unlike = (pd.DataFrame(k * shared + rng.normal(size=(300, 5))).corr().to_numpy() for k in (3, 0))
     found = series_agreement.contrast(alike, unlike)
     assert 0.75 < found.low < 0.85 < found.value < 0.95 and found.n == 10
-    mean = [(e.corr().to_numpy().sum() - 5) / 20 for e in (alike, unlike)]
+    mean = [(table.sum() - 5) / 20 for table in (alike, unlike)]
     assert found.value == pytest.approx(mean[0] - mean[1])  # pairs count once each
     values = series_agreement.pseudo_values(alike)
     for s in range(5):  # the definition: five times the whole minus four times the rest
-        rest = alike.drop(columns=alike.columns[s]).corr().to_numpy()
+        rest = np.delete(np.delete(alike, s, 0), s, 1)
         assert values[s] == pytest.approx(5 * mean[0] - 4 * (rest.sum() - 4) / 12)
 
 
 def test_small_classes_shrink_agreement(series_agreement):
-    made = series_agreement.related(200, np.random.default_rng(0))
-    assert len(made) == 4 and made[0][0].shape == (200, 695) and made[0][1].mean() == 0.5
-    x, y = series_agreement.thinned(made[0], 8, 60)
+    rng = np.random.default_rng(0)
+    made = dict(zip("abcd", series_agreement.related(200, rng), strict=True))
+    assert made["a"][0].shape == (200, 695) and made["a"][1].mean() == 0.5
+    x, y = series_agreement.thinned(made["a"], 8, 60, rng)
     assert len(x) == 68 and y.sum() == 8
-    named = lambda n: {k: series_agreement.thinned(d, n, n) for k, d in zip("abcd", made, strict=True)}  # noqa: E731
-    large, small = (series_agreement.effects(named(n)).corr().to_numpy().mean() for n in (100, 8))
-    assert small < 0.85 * large
+    large = series_agreement.effects(made).corr().to_numpy()
+    small = series_agreement.at_equal_counts(made, rng, 3)
+    assert small.shape == (4, 4) and small.mean() < 0.85 * large.mean()
+
+
+def test_every_run_can_have_its_own_source_labels(networks):
+    x, y = networks.put(*small_series(12)["a"])
+    turned = torch.stack([y, 1 - y])
+    rngs = lambda: [np.random.default_rng(s) for s in (0, 1)]  # noqa: E731
+    one, own = (networks.source_batch([(x, labels)], 5, rngs()) for labels in (y, turned))
+    assert torch.equal(one[0], own[0]) and torch.equal(own[1][0], one[1][0]) and torch.equal(own[1][1], 1 - one[1][1])
+    assert one[0].shape == (2, 1, 5, 20) and networks.source_batch([], 5, rngs()) == ()
 
 
 # Golden numbers of the released code (the command stands in the file)
@@ -591,7 +603,7 @@ def test_comparison_on_small_series(nb):
     """All methods, with the inner rule chosen in the fold: one finite score per patient and seed."""
     data = small_series()
     found, chosen = nb.compare(data, "b")
-    assert list(found) == [*nb.METHODS, nb.FIXED]
+    assert list(found) == [*nb.METHODS, "joint, fixed", nb.FIXED]
     assert len(chosen) == 6 and {option.alpha for option in chosen} <= set(nb.ALPHAS)
     assert all(score.shape == (2, 24) and np.isfinite(score).all() for score in found.values())
     assert not np.allclose(found["MAML"], found["target-only"])
@@ -609,14 +621,19 @@ def test_a_blood_series_gets_all_its_numbers(tmp_path):
     nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, GIVEN | extra)
     assert nb.mean_of([nb.compare_series("a", data["a"][1])["MAML"]] * 3).n == 3 * 36
     assert set(nb.few_patients(16, "a")) == {"MAML", "transfer", "MAML, alpha 0.1", "MAML, alpha 0.9"}
-    entries = len(nb.METHODS) + 1 + 4 + 5  # the comparison, four choices, the five arms with few patients
+    entries = len(nb.METHODS) + 2 + 4 + 5  # the comparison, four choices, the five arms with few patients
     assert len(list(Path(tmp_path).rglob("*.entry"))) == entries  # a killed run goes on from here
     again = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, GIVEN | extra | {"fit_chosen": None, "choices": None})
     scores, chosen = again.compare(data, "a")
     assert len(chosen) == 6 and np.isfinite(scores["MAML"]).all()
-    assert sum(noted[f"alpha_a_{a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
-    wanted = {"gain_a_MAML_over_transfer", "gain_a_MAML_over_transfer, equal steps", "gain per fold a MAML"}
-    assert wanted | {"macro-F1 gain a joint", "curve_a_MAML_n16"} <= set(noted)
+    assert sum(noted[f"chosen a alpha {a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
+    wanted = {
+        "gain_a_MAML_over_transfer",
+        "gain_a_MAML_over_transfer, equal steps",
+        "gain per fold a MAML",
+        "gain_a_MAML, fixed",
+    }
+    assert wanted | {"macro-F1 gain a joint", "curve_a_MAML_n16", "gain_a_MAML, fixed"} <= set(noted)
     assert all(np.isfinite([e.value, e.low, e.high]).all() for e in noted.values())
 
 
