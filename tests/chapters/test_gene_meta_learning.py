@@ -115,6 +115,7 @@ def series_agreement():
         "pseudo_values",
         "related",
         "thinned",
+        "at_equal_counts",
     )
     return lift(f"{FOLDER}/agreement.ipynb", names, {"run": FakeRun()})
 
