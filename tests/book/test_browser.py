@@ -215,6 +215,16 @@ def test_a_folded_answer_opens(tab, book, pages):
     assert text.is_visible()
 
 
+def test_how_a_claim_is_measured_is_folded_and_opens_by_keyboard(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    row = tab.locator("table.claims tbody tr").first
+    said = row.get_by_text("share of heads, mean over throws")
+    assert row.get_by_text("Heads are more frequent").is_visible() and not said.is_visible()
+    row.locator("summary").focus()
+    tab.keyboard.press("Enter")
+    assert said.is_visible()
+
+
 def test_a_failed_page_is_seen_as_failed_and_runs_nothing(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "killed_coin" / "killed_coin.html")
     assert tab.get_by_role("alert").first.is_visible()
