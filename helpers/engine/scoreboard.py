@@ -145,7 +145,8 @@ def _outcome(chapter: Chapter, claim: Claim, preset: str) -> Raw:
     if page is None or record is None or claim.id not in record.claims:
         return NOT_RUN
     seeds = page.stability(claim.id, preset)
-    return Raw(outcome_html(record.claims[claim.id]) + (f"<br><small>same with {seeds}</small>" if seeds else ""))
+    said = outcome_html(record.claims[claim.id]) + (f"<br><small>same with {seeds}</small>" if seeds else "")
+    return Raw(" ".join(said.split()))  # a blank line in a reason would end the table
 
 
 def _state(page: Page) -> str:

@@ -229,6 +229,9 @@ BAD = (
 )
 
 
+FOREIGN = "Foreign <script>alert(1)</script> & <img src=x onerror=alert(1)>\n\n</div>{{ text }}"
+
+
 def write_bad_checkout(folder: Path) -> SimpleNamespace:
     """A checkout in which each chapter but the first has one bad file, named by the chapter."""
     root, runs = folder / "checkout", folder / "runs"
@@ -263,6 +266,12 @@ def write_bad_checkout(folder: Path) -> SimpleNamespace:
     title, *rest = executed["script_title"]["cells"]
     source = title["source"].replace("biased", "<script>alert(1)</script> *here*")
     change("script_title", [title | {"source": source}, *rest])
+    said = {"statement": FOREIGN, "source": FOREIGN, "paper_value": FOREIGN, "headline": FOREIGN, "unit": FOREIGN}
+    rules = [CLAIMS[0] | said | {"estimand": FOREIGN}, *CLAIMS[1:]]
+    (chapters / "script_title" / "claims.yaml").write_text(yaml.safe_dump(rules))
+    outcome = record("script_title", "reduced")
+    outcome["claims"]["C2"]["reason"] = FOREIGN
+    write_json(runs / "script_title" / "script_title.json", outcome)
     return SimpleNamespace(root=root, runs=runs)
 
 
