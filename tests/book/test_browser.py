@@ -134,6 +134,32 @@ def test_internal_links_lead_somewhere(book, pages):
     assert not broken, "\n".join(sorted(set(broken)))
 
 
+def test_the_scoreboard_filters_and_sorts_from_disk_by_keyboard(tab, fixture_book):
+    visit(tab, fixture_book / "book" / "scoreboard.html")
+    shown, first = tab.locator(".score-filter output"), "table.claims tbody tr:visible"
+    assert shown.inner_text() == "17 of 17 claims"
+
+    def choose(name):
+        return tab.locator(f".score-filter select[name={name}]")
+
+    choose("verdict").focus()
+    tab.keyboard.press("ArrowDown")
+    assert shown.inner_text() == "2 of 17 claims"
+    assert [one.split()[0] for one in tab.locator(first).all_inner_texts()] == ["C1", "C3"]
+    assert tab.locator("section:has(> .table-scroll > table.claims):visible").count() == 1
+    choose("evidence").select_option("recomputed")
+    choose("size").select_option("public")
+    assert shown.inner_text() == "1 of 17 claims" and not tab.locator("th:visible", has_text="reduced").count() > 1
+    tab.get_by_role("button", name="Show all").click()
+    tab.wait_for_function("document.querySelector('.score-filter output').textContent == '17 of 17 claims'")
+    choose("sort").select_option("verdict")
+    order = [one.split()[0] for one in tab.locator(first).all_inner_texts()]
+    assert order[:5] == ["C1", "C3", "C4", "C5", "C2"]  # two reproduced, contradicted, inconclusive, not testable
+    choose("paper").select_option(index=2)
+    assert shown.inner_text() == "4 of 17 claims"
+    assert not tab.problems
+
+
 def theme(tab, mode):
     tab.evaluate(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
     tab.reload()

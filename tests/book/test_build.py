@@ -225,16 +225,16 @@ def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_boo
     rows = [[c.get_text(" ", strip=True) for c in row.find_all("td")] for row in table.select("tbody tr")]
     assert rows == [
         [
-            "1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
-            "1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
+            "2 of 4 measured 1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
+            "1 of 4 measured 1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
         ],
         ["! run failed: killed", "not run"],
         ["! run failed: error", "not run"],
         ["not run", "not run"],
     ]
     tiles = {tile.dt.text: tile.dd.text for tile in board.select(".score-totals > div")}
-    assert tiles["claims measured"] == "2 of 13" and tiles["reproduced"] == "1"
-    assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0"
+    assert tiles["claims measured"] == "2 of 13" and tiles["reproduced"] == "1 of 2"
+    assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0 of 2"
     claims = board.select_one("table.claims")
     assert "tails & <others>" in claims.text and "0.71 [0.62, 0.79]" in claims.text and "no 2nd coin" in claims.text
     said = [
