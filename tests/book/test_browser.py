@@ -49,6 +49,33 @@ def visit(tab, path):
     tab.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise : null")
 
 
+# What is wider than its box on a phone, or than the phone, and neither scrolls nor says so.
+CUT = """() => {
+  const hinted = (box) => {
+    const style = getComputedStyle(box);
+    const scrolls = /auto|scroll/.test(style.overflowX) && box.tabIndex === 0;
+    return scrolls && box.matches(".scrolls") && style.boxShadow !== "none";
+  };
+  const inside = (box, around) => box.parentElement.closest(around);
+  return [...document.querySelectorAll(".bd-article *")].filter((box) => {
+    if (box.clientWidth < 2 || !box.checkVisibility()) return false;
+    if (inside(box, "svg, mjx-container, select, table.stacks thead")) return false;
+    const outside = box.getBoundingClientRect().right > innerWidth + 1 && !box.closest(".scrolls");
+    const clips = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
+    return outside || (clips && !hinted(box));
+  }).map((box) => `${box.tagName}.${box.className} ${box.scrollWidth}: ${box.textContent.trim().slice(0, 60)}`);
+}"""
+SIDEWAYS = """() => [...document.querySelectorAll(".bd-article [class*=highlight-]:not(.output) pre")]
+  .filter((box) => box.checkVisibility() && box.scrollWidth > box.clientWidth + 1)
+  .map((box) => `code scrolls sideways: ${box.textContent.slice(0, 60)}`)"""
+
+
+def settle(tab, width):
+    """Give the window another width, and the page the time to see it."""
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def name(path, book):
     return str(path.relative_to(book))
 
@@ -59,7 +86,7 @@ def test_the_start_page_leads_to_the_preface(tab, book):
     assert tab.inner_text("h1").startswith("Papers, Executed")
 
 
-def test_pages_load_quietly_from_disk_with_math_and_fit_a_phone(tab, book, pages):
+def test_pages_load_quietly_from_disk_with_math_and_nothing_is_cut_on_a_phone(tab, book, pages):
     problems = []
     for path, parsed in pages.items():
         visit(tab, path)
@@ -71,10 +98,13 @@ def test_pages_load_quietly_from_disk_with_math_and_fit_a_phone(tab, book, pages
             wrong += (
                 [] if drawn >= len(parsed.select(".math")) and not broken else [f"math: {drawn} drawn, {broken} bad"]
             )
-        tab.set_viewport_size({"width": 390, "height": 800})
+        settle(tab, 1440)
+        wrong += tab.evaluate(SIDEWAYS)
+        settle(tab, 390)
         width = tab.evaluate("document.documentElement.scrollWidth")
         wrong += [] if width <= 390 else [f"{width} px wide on a phone of 390"]
-        tab.set_viewport_size({"width": 1280, "height": 900})
+        wrong += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
+        settle(tab, 1280)
         problems += [f"{name(path, book)}: {w}" for w in wrong]
         tab.problems.clear()
         tab.left.clear()
@@ -132,6 +162,28 @@ def test_internal_links_lead_somewhere(book, pages):
             elif fragment and target in anchors and unquote(fragment) not in anchors[target]:
                 broken.append(f"{name(path, book)}: no #{fragment} in {name(target, book)}")
     assert not broken, "\n".join(sorted(set(broken)))
+
+
+def test_what_is_too_wide_for_a_phone_stacks_or_scrolls_with_a_hint(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    settle(tab, 390)
+    for wide in ("#deviations .math", "#deviations .output.text_html", "#deviations .cell_input pre"):
+        assert "scrolls" in tab.locator(wide).first.get_attribute("class").split(), wide
+    said = "getComputedStyle(document.querySelector('#deviations .math'), '::before').content"
+    assert "scroll sideways" in tab.evaluate(said)
+    cell = tab.locator("#deviations table.stacks td").nth(3)
+    assert cell.get_attribute("data-label") == "why"
+    assert cell.evaluate("cell => getComputedStyle(cell).display") == "block"
+    settle(tab, 1280)
+    assert not tab.locator("#deviations .math.scrolls").count()
+
+
+def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    cell = tab.locator(".cell.tag_hide-input")
+    assert cell.locator("figure").is_visible() and not cell.locator(".cell_input").is_visible()
+    cell.locator("summary").click()
+    assert cell.locator(".cell_input").is_visible()
 
 
 def test_the_scoreboard_filters_and_sorts_from_disk_by_keyboard(tab, fixture_book):
