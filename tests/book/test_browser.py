@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 from bs4 import BeautifulSoup
 
 pytestmark = pytest.mark.browser
@@ -176,6 +177,35 @@ def test_what_is_too_wide_for_a_phone_stacks_or_scrolls_with_a_hint(tab, fixture
     assert cell.evaluate("cell => getComputedStyle(cell).display") == "block"
     settle(tab, 1280)
     assert not tab.locator("#deviations .math.scrolls").count()
+
+
+# Every token of code is an element. One of each kind is enough for its colour, and a page has thousands.
+FEWER = """() => {
+  const kinds = new Set();
+  for (const token of document.querySelectorAll("div.highlight span[class]")) {
+    if (kinds.has(token.className)) token.replaceWith(...token.childNodes);
+    kinds.add(token.className);
+  }
+  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
+}"""
+AXE = """async ([mode, options]) => {
+  document.documentElement.dataset.theme = mode;
+  const found = await axe.run(document, { resultTypes: ["violations"], ...options });
+  return found.violations.filter((one) => one.impact !== "minor").map((one) =>
+    `${mode}: ${one.id} (${one.impact}), ${one.nodes.length} times: ${one.nodes[0].html.slice(0, 200)}`);
+}"""
+EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+
+
+def test_axe_finds_nothing_on_any_page_in_light_or_dark(tab, book, pages):
+    problems = []
+    for path in pages:
+        visit(tab, path)
+        tab.evaluate(FEWER)
+        tab.evaluate(AXE_SCRIPT)
+        for mode, options in (("light", EVERY_RULE), ("dark", {"runOnly": ["color-contrast"]})):
+            problems += [f"{name(path, book)}, {said}" for said in tab.evaluate(AXE, [mode, options])]
+    assert not problems, "\n".join(problems)
 
 
 def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
