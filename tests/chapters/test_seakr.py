@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+import seakr_golden as golden
 import torch
 import yaml
 from tiny import save_tiny, tiny_llama, word_tokenizer
@@ -23,12 +24,13 @@ from helpers.models import LanguageModel, load_lm, packaged
 from helpers.stats import auroc
 
 FOLDER = Path("notebooks/seakr")
-MAIN, LANGUAGE_MODEL, RECORDED = (FOLDER / f"{name}.ipynb" for name in ("seakr", "language_model", "recorded_outputs"))
+STUDIES = ("seakr", "language_model", "recorded_outputs", "released_code")
+MAIN, LANGUAGE_MODEL, RECORDED, RELEASED_CODE = (FOLDER / f"{name}.ipynb" for name in STUDIES)
+GOLDEN = json.loads(Path(__file__).with_name("seakr_golden.json").read_text(encoding="utf-8"))
 NAMES = [
     *[
         "eigen_score",
         "floor_of_u",
-        "inside_score",
         "mean_logprob",
         "baselines",
         "Settings",
@@ -38,7 +40,7 @@ NAMES = [
     ],
     *["fit", "make_query", "WORD", "DROPPED", "TOKENS", "BM25", "exact_match", "extract_answer", "SimpleFlow"],
     *["simple_flow", "policy", "blind_choice", "Chain", "look_up", "advance", "answer_from", "reason", "multi_hop"],
-    *["calibrate_delta", "subset"],
+    *["calibrate_delta", "subset", "RELEASED", "STATED_RELEASED", "own_notes"],
 ]
 STUDY_NAMES = ["f1_score", "write_qa", "sample_table", "nq_questions"]
 WORDS = ["<pad>", "<eos>", "Context:", "Question:", "Answer:", "answer", "is", "So", "the", "unknown", "."]
@@ -117,7 +119,8 @@ def test_empty_samples(nb):
     assert got[2] == math.inf
 
 
-def test_inside_ranks_like_u(nb):
+def test_inside_ranks_like_u():
+    nb = lift(RELEASED_CODE, ["inside_score", "eigen_score"])
     states = torch.randn(40, 8, 32, generator=gen()) * torch.rand(40, 1, 1, generator=gen())
     assert (nb.inside_score(states).argsort() == nb.eigen_score(states, 31e-3).argsort()).all()
 
@@ -156,7 +159,7 @@ def test_baselines_by_hand(nb):
     assert got["perplexity"][0] == pytest.approx(math.sqrt(8))
     assert got["mean perplexity"][0] == pytest.approx(2.0)  # the empty sample does not count
     assert got["entropy"][0] == pytest.approx(math.log(2))
-    assert got["energy"][0] == pytest.approx(-3.0)
+    assert got["energy"][0] == pytest.approx(-5.0)  # the last token counts, as in the release
     silent = SimpleNamespace(logprobs=[[torch.zeros(1)] * 3], log_partition=[[torch.tensor([2.0])]])
     assert np.isinf(nb.baselines(silent)["perplexity"][0]) and np.isinf(nb.baselines(silent)["entropy"][0])
 
@@ -168,6 +171,127 @@ def test_squad_scores(nb, study):
     assert study.f1_score("no", ["yes"]) == 0 and study.f1_score("yes", ["Yes"]) == 1
     assert nb.extract_answer("so the Answer is: New York, USA.") == "New York"
     assert nb.extract_answer("the answer is .") is None
+
+
+def test_a_text_that_denies_an_answer_states_none(nb):
+    assert nb.extract_answer("The answer isn't known.") is None
+    assert nb.extract_answer("the answer is 15,140 of them") == "15"
+    assert nb.extract_answer("Paris is the answer.") is None  # only the released pattern knows this form
+
+
+def test_answers_equal_those_of_the_released_pattern(nb):
+    for text, answer in GOLDEN["answers"]:
+        assert nb.extract_answer(text.lower(), nb.STATED_RELEASED) == answer, text
+
+
+def test_u_equals_the_released_score_and_that_of_lm_polygraph(nb):
+    """The release works in float32, which shows near the floor; lm-polygraph in float64."""
+    for i, (released, peer) in enumerate(GOLDEN["scores"]):
+        u = nb.eigen_score(torch.tensor(golden.vectors(i))[None]).item()
+        assert u == pytest.approx(peer, abs=2e-6) and u == pytest.approx(released, abs=2e-3), i
+
+
+def test_u_equals_an_installed_lm_polygraph(nb):
+    """With the extra `peers`; the golden numbers above are of version 0.7.0."""
+    estimator = pytest.importorskip("lm_polygraph.estimators").EigenScore
+    for i in range(40):
+        z = golden.vectors(i)
+        peer = estimator()({"sample_embeddings": [z.astype(np.float64)]})[0]
+        assert nb.eigen_score(torch.tensor(z)[None]).item() == pytest.approx(peer, abs=1e-8)
+
+
+def test_perplexity_and_energy_equal_the_released_ones(nb):
+    for row in GOLDEN["cheap"]:
+        logprobs, energies = (torch.tensor(row[name], dtype=torch.float64) for name in ("logprobs", "energies"))
+        out = SimpleNamespace(logprobs=[[logprobs, logprobs]], log_partition=[[energies, energies]])
+        got = nb.baselines(out)
+        assert got["energy"][0] == pytest.approx(-row["energy_score"])
+        if "perplexity" in row:  # the release has none for an empty text
+            assert got["perplexity"][0] == pytest.approx(row["perplexity"])
+            assert got["mean perplexity"][0] == pytest.approx(row["perplexity"])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_score_that_is_no_number_is_the_last_choice(nb, broken):
+    states = torch.randn(2, 6, 16, generator=gen())
+    states[0, 3, 5] = broken
+    got = nb.eigen_score(states)
+    assert got[0] == math.inf and got[1].isfinite()
+    without = nb.eigen_score(states, filled=torch.arange(6).expand(2, 6) != 3)
+    assert without.isfinite().all()  # a dropped sample cannot spoil the rest
+    flow = nb.SimpleFlow(None, np.zeros(1), np.array([[0.0, 1.0]]), np.array([[math.nan, 2.0]]))
+    assert nb.policy(flow, True).tolist() == [1.0]
+
+
+class Scripted:
+    """The chapter's loop over the replies of `seakr_golden` instead of a model's."""
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.nb = lift(MAIN, [*NAMES, "Thoughts"], {"think": self.think, "generate": self.speak})
+        tokenizer = type("Words", (), {"__call__": lambda _, text: SimpleNamespace(input_ids=[])})()
+        tokenizer.batch_decode = lambda rows, **o: ["".join(self.pieces[i] for i in row) for row in rows]
+        model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=10**9))
+        self.lm = SimpleNamespace(tokenizer=tokenizer, model=model)
+
+    def think(self, agent, contexts, stop=(), max_new_tokens=1, layers=()):
+        said = [golden.reply(c) for c in contexts]
+        nothing = 0.0 if "zero" in agent.s.released else math.inf
+        u = np.array([nothing if u is None else u for _, u, _ in said])
+        ids, logprobs = [], []
+        for *_, tokens in said:
+            ids.append(torch.arange(len(self.pieces), len(self.pieces) + len(tokens) + 1))
+            self.pieces += [piece for piece, _ in tokens] + [""]
+            logprobs.append(torch.tensor([p for _, p in tokens] + [1.0], dtype=torch.float64).log())
+        return self.nb.Thoughts([text.strip() for text, *_ in said], {"U": u}, ids, logprobs, {}, None, None)
+
+    def speak(self, lm, contexts, *args, **options):
+        return SimpleNamespace(texts=[[golden.reply(c)[0].split(".")[0].split(",")[0]] for c in contexts])
+
+    def run(self, i: int, released: frozenset[str]) -> dict:
+        asked: list[str] = []
+        steps, docs = golden.LIMITS[i % 3]
+
+        def search(query: str, n: int) -> list[str]:
+            asked.append(query)
+            return golden.search(query, n)
+
+        def write(question, notes, rationales):
+            return golden.key(question, rationales, list(notes))
+
+        settings = self.nb.Settings(write, "none", max_steps=steps, max_docs=docs, released=released)
+        agent = self.nb.Agent(self.lm, settings, search, gen())
+        (chain,), answers = self.nb.multi_hop(agent, [golden.QUESTIONS[i]])
+        final = answers.loc[0, ["rationales", "knowledge", "final"]].tolist()
+        return {"answers": final, "steps": chain.rationales, "calls": chain.calls, "kept": chain.knowledge} | {
+            "queries": asked
+        }
+
+
+def test_the_released_loop_does_what_the_released_code_did():
+    """300 scripted chains: answers, steps, calls, passages and queries."""
+    scripted = Scripted()
+    for i, row in enumerate(GOLDEN["chains"]):
+        assert scripted.run(i, scripted.nb.RELEASED) == row, golden.QUESTIONS[i]
+
+
+def test_every_branch_of_the_released_loop_is_needed():
+    """Without any one of them some chain differs. With delta = -6 an empty score of 0 or inf means the same: search."""
+    scripted, rows = Scripted(), list(enumerate(GOLDEN["chains"]))
+    for branch in scripted.nb.RELEASED - {"zero"}:
+        others = scripted.nb.RELEASED - {branch}
+        assert any(scripted.run(i, others) != row for i, row in rows), branch
+    texts = [scripted.run(i, frozenset({"dots"}))["answers"][2] for i, _ in rows]  # the same prompts, else the paper's
+    assert np.mean([text != row["answers"][2] for text, (_, row) in zip(texts, rows, strict=True)]) > 0.2
+
+
+def test_u_without_any_text(nb, lm, agent):
+    """The release calls it 0, which is certain where delta is positive; the paper's reading searches."""
+    blank = SimpleNamespace(texts=[[""] * 6], hidden={"model.layers.0.mlp": [[torch.ones(1, 4)] * 6]})
+    blank.logprobs = blank.log_partition = blank.token_ids = [[torch.zeros(1)] * 6]
+    quiet = lift(MAIN, NAMES, {"generate": lambda *a, **o: blank})
+    assert quiet.think(agent(["a"], lib=quiet), ["a"]).scores["U"][0] == math.inf
+    assert quiet.think(agent(["a"], lib=quiet, released=quiet.RELEASED), ["a"]).scores["U"][0] == 0
 
 
 def test_query_keeps_sure_words_and_words_of_the_question(nb, lm, agent):
@@ -288,13 +412,24 @@ def test_question_longer_than_the_context(nb, agent):
     notes = ["a " * 30, "b " * 30, "c " * 30]
     context = nb.fit(agent(["a"]), "d", notes, [], 8)
     assert notes[0] not in context and notes[2] in context  # the oldest passage goes first
-    with pytest.raises(ValueError, match="does not fit"):
-        nb.fit(agent(["a"]), "d " * 200, [], [], 8)
+    assert nb.fit(agent(["a"]), "d " * 200, [], [], 8) is None
+
+
+@pytest.mark.parametrize("released", [(), "all"])
+def test_a_question_that_never_fits_does_not_end_the_run(nb, agent, released):
+    """It has no answer and the largest uncertainty; its neighbours are not touched."""
+    one = agent(["a x1", "c x2"], released=nb.RELEASED if released else frozenset())
+    flow = nb.simple_flow(one, ["a b", "d " * 200], lambda i, text: float(bool(text)))
+    assert flow.direct_value[1] == 0 and all(np.isinf(s[1]) for s in flow.direct.scores.values())
+    alone = nb.simple_flow(agent(["a x1", "c x2"]), ["a b"], lambda i, text: float(bool(text)))
+    assert alone.direct.texts[0] == flow.direct.texts[0]
+    chains, answers = nb.multi_hop(one, ["a b", "d " * 200])
+    assert len(answers) == 2 and not any(c.open for c in chains)
 
 
 @pytest.mark.parametrize("lost", ["unknown", None])
 def test_unknown_or_missing_answers_lose(agent, lost):
-    def fixed(agent, chains, notes):
+    def fixed(agent, chains, notes, own):
         return ([lost], np.array([-9.0])) if notes == [["fact"]] else (["right"], np.array([5.0]))
 
     judge = lift(MAIN, NAMES, {"answer_from": fixed})
@@ -305,13 +440,15 @@ def test_unknown_or_missing_answers_lose(agent, lost):
 def test_definitions_that_notebooks_share_are_the_same():
     """A study repeats definitions of the main page so that it runs alone; word for word."""
     found: dict[str, dict[str, str]] = {}
-    for path in (MAIN, LANGUAGE_MODEL, RECORDED):
+    for path in (MAIN, LANGUAGE_MODEL, RECORDED, RELEASED_CODE):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 found.setdefault(cell.id, {})[path.stem] = cell.source
     shared = [
         *["eigen-score", "think", "fit", "query", "simple-flow", "policy", "loop-turn", "answer-from"],
         "final-choice",
+        *["branches", "extract-answer", "stated", "look-up", "write-step", "keep-step", "force-answer", "own-notes"],
+        *["query-words", "multi-hop"],
     ]
     for name in [
         *shared,
@@ -371,11 +508,12 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     chapter = Path(shutil.copytree(FOLDER, tmp_path / "notebooks" / "seakr"))
     write_tiny_data(tmp_path / "data", chapter)
     small = {"n_questions": 8, "n_multihop": 3, "n_loop": 1, "n_shots": 2, "n_samples": 3, "max_rows": 16}
+    small |= {"dtype": "bfloat16"}
     values, environment = {"model": tmp_path / "model", **small}, {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
     run = execute(chapter, notebook="language_model", preset="full", parameters=values, environment=environment)
     assert run.code == 0, run.out[-2000:] + run.err[-2000:]
     record = json.loads(run.record.read_text())
-    assert {"real_loop_f1_calibrated", "real_loop_f1_paper", "real_f1_adaptive"} <= record["metrics"].keys()
+    assert {"real_loop_paper_calibrated", "real_loop_released_paper", "real_f1_adaptive"} <= record["metrics"].keys()
     assert record["metrics"]["lm_auroc_U"]["value"] is None  # a random model is never right
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
     assert judged == {"C1a", "C2e", "C3b", "C8", "C9a"}
@@ -385,8 +523,8 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
 @pytest.mark.skipif(not (FOLDER / "expected.yaml").exists(), reason="not calibrated yet")
 def test_gate_notices_states_of_the_wrong_question():
     """Before any training: U must follow the disagreement of its own samples."""
-    old = '"U": eigen_score(states[s.layer], s.alpha, filled).numpy()'
-    new = '"U": eigen_score(states[s.layer].flip(0), s.alpha, filled.flip(0)).numpy()'
+    old = "u = eigen_score(states[s.layer], s.alpha, filled).numpy()"
+    new = "u = eigen_score(states[s.layer].flip(0), s.alpha, filled.flip(0)).numpy()"
     said = sabotage("seakr", {old: new})
     assert said.startswith("RegressionError") and "untrained_u_follows_disagreement" in said
 
@@ -397,4 +535,13 @@ def test_gate_notices_labels_of_the_wrong_question():
     old = "signals = {label: simulate_signal(n_simulated, rng) for label in ONE_HOP}"
     new = old + "; [t.__setitem__('wrong', t['wrong'].to_numpy()[::-1].copy()) for t in signals.values()]"
     said = sabotage("seakr", {old: new}, notebook="recorded_outputs")
+    assert said.startswith("RegressionError")
+
+
+@pytest.mark.sabotage
+@pytest.mark.skipif(not (FOLDER / "released_code.expected.yaml").exists(), reason="not calibrated yet")
+def test_gate_notices_replies_that_follow_no_question():
+    """If a reply depends on when it was asked, the readings differ even where nothing is ambiguous."""
+    old = 'r = Random(zlib.crc32(f"{run.seed} {said}".encode()))'
+    said = sabotage("seakr", {old: "r = Random(int(np.random.randint(2**31)))"}, notebook="released_code")
     assert said.startswith("RegressionError")
