@@ -202,7 +202,8 @@ def _run_batch(
             said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
             parent, new = said // logits.shape[-1], said % logits.shape[-1]
         if not torch.equal(parent, torch.arange(len(logits), device=device)):
-            cache.batch_select_indices(parent)
+            spread = hasattr(lm.model, "hf_device_map")  # a layer's keys may lie on another device than the logits
+            cache.batch_select_indices(parent.cpu() if spread else parent)
         mask = torch.cat([mask[parent], mask.new_ones(len(parent), 1)], 1)
         inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
         with capture(lm.model, settings.modules) as states:
@@ -210,7 +211,7 @@ def _run_batch(
         for name, (state,) in states.items():
             shape = (len(tokens), 1 if settings.hidden_last_only else steps, state.shape[-1])
             kept = hidden.setdefault(name, torch.zeros(shape, device=device))
-            kept[live, 0 if settings.hidden_last_only else step] = state[row, -1].float()
+            kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].to(device)[row].float()
         if bool(done.all()):
             break
         logits, cache = out.logits[:, -1].float(), out.past_key_values
