@@ -4,7 +4,11 @@ import csv
 import hashlib
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +20,11 @@ import pytest
 import seakr_golden as golden
 import torch
 import yaml
+from fake_run import FakeRun
 from lift import lift, sabotage
 from tiny import save_tiny, tiny_llama, word_tokenizer
 
+from helpers.cache import Store
 from helpers.generation import generate
 from helpers.models import LanguageModel, load_lm, packaged
 from helpers.stats import auroc
@@ -134,7 +140,7 @@ def test_think_reads_the_mlp_at_the_end_token(nb, lm, agent):
     # the same vectors from full forward passes over context + sample, without cache or batch
     out = generate(lm, contexts, 6, 6, [0.0] + [1.0] * 5, 0.9, 50, gen(), force_eos=True)
     for i, context in enumerate(contexts):
-        assert got.distinct[i] == len(set(out.texts[i][1:]))
+        assert got.distinct[i] == len({tuple(ids.tolist()) for ids in out.token_ids[i][1:]})
         vectors = []
         for tokens in out.token_ids[i][1:]:
             ids = torch.cat([lm.tokenizer(context, return_tensors="pt").input_ids[0], tokens])[None]
@@ -193,7 +199,8 @@ def test_u_equals_the_released_score_and_that_of_lm_polygraph(nb):
 
 def test_u_equals_an_installed_lm_polygraph(nb):
     """With the extra `peers`; the golden numbers above are of version 0.7.0."""
-    estimator = pytest.importorskip("lm_polygraph.estimators").EigenScore
+    reason = "lm-polygraph is not installed; it comes with the extra `peers`"
+    estimator = pytest.importorskip("lm_polygraph.estimators", reason=reason).EigenScore
     for i in range(40):
         z = golden.vectors(i)
         peer = estimator()({"sample_embeddings": [z.astype(np.float64)]})[0]
@@ -474,6 +481,103 @@ def test_simulated_rows_have_the_planted_signal():
     assert all(loop[name].mean() == pytest.approx(chance, abs=0.01) for name, chance in nb.CHANCES.items())
 
 
+@pytest.mark.parametrize(("free", "rows"), [(10**9, 1024), (4 * 10**6, 146), (0, 1)])
+def test_samples_side_by_side_follow_the_free_memory(monkeypatch, lm, free, rows):
+    """A third of it holds keys and values of so many tokens, and one step's logits; the parameter is an upper limit."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
+    values = {"lm": lm, "max_rows": 1024}
+    fitting = lift(LANGUAGE_MODEL, ["rows_that_fit"], values | {"on_gpu": True}).rows_that_fit(32)
+    cached = 2 * 2 * 2 * 8 * 4 * 32  # keys and values, layers, heads, width, bytes, tokens
+    assert fitting == rows == max(1, min(1024, int(free / 3 / (cached + 40 * len(WORDS)))))
+    assert lift(LANGUAGE_MODEL, ["rows_that_fit"], values | {"on_gpu": False}).rows_that_fit(32) == 1024
+
+
+@pytest.mark.parametrize("name", ["perplexity", "mean perplexity", "energy"])
+def test_another_estimator_stands_for_u_in_the_whole_loop(nb, agent, name):
+    contexts = ["Question: a b Answer:", "Question: c Answer:"]
+    u, other = (nb.think(agent(["a"], signal=signal), contexts, (), 6).scores for signal in ("U", name))
+    assert np.array_equal(other["U"], u[name]) and not np.array_equal(u["U"], u[name])
+    assert np.array_equal(other[name], u[name])
+
+
+def run_loop(folder: Path, dies_at: int | None = None) -> tuple[list[dict], int]:
+    """The rows of eight loop questions of a tiny model, two in a group, kept in a folder; how many groups were begun.
+
+    dies_at: at the beginning of this group the process kills itself.
+    """
+    tokenizer, begun = word_tokenizer(WORDS), []
+    model = tiny_llama(tokenizer, seed=1, max_position_embeddings=96, initializer_range=0.3)
+    plain = lift(MAIN, NAMES)
+
+    def write(question, notes, steps):
+        return " ".join(["Context:", *notes, "Question:", question, "Answer:", *[f"{s} ." for s in steps]])
+
+    def multi_hop(agent, questions):
+        begun.append(questions)
+        if len(begun) == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain.multi_hop(agent, questions)
+
+    options = {"k": 3, "step_stop": (" .",), "step_tokens": 4, "answer_stop": (), "answer_tokens": 4, "max_steps": 2}
+    values = {"s": plain.Settings(write, "model.layers.0.mlp", **options), "run": FakeRun(), "group": 2}
+    values |= {"hop_questions": [f"{a} {b}" for a in "abcd" for b in "ef"], "hop_golds": [[x] for x in "abcdefgh"]}
+    values |= {"lm": LanguageModel(model, tokenizer, "tiny", "test"), "kept": Store(folder, {"of": "a test"})}
+    values |= {"wiki": plain.BM25(["a x1", "b x2", "c x3"]), "multi_hop": multi_hop}
+    rows = lift(LANGUAGE_MODEL, ["loop_rows"], values).loop_rows({"delta": -6.0})
+    return rows, len(begun)
+
+
+def test_a_killed_loop_goes_on_with_the_next_group(tmp_path):
+    """A second process finds what the first had finished, and ends where an undisturbed one does."""
+    places = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    killed = (
+        f"import sys; sys.path[:0] = {places}; from test_seakr import Path, run_loop; run_loop(Path(sys.argv[1]), 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "killed")], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    rows, made = run_loop(tmp_path / "killed")
+    whole, all_made = run_loop(tmp_path / "whole")
+    assert (made, all_made) == (2, 4) and rows == whole and len(rows) == 8
+    assert {"EM final", "F1 knowledge", "steps", "kept", "searches", "contexts"} <= rows[0].keys()
+
+
+def test_a_model_spread_over_devices_gives_the_same_answers(tmp_path):
+    """One block on disk stands for another GPU: accelerate moves weights and states as it would there."""
+    folder = save_tiny(tmp_path / "model", word_tokenizer(WORDS), seed=1, initializer_range=0.3)
+    load_model = lift(LANGUAGE_MODEL, ["load_model"], {"run": FakeRun()}).load_model
+    parts = ["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"]
+    spread = load_model(folder, torch.float32, dict.fromkeys(parts, "cpu") | {"model.layers.1": "disk"})
+    assert spread.model.hf_device_map["model.layers.1"] == "disk"
+    options = {"force_eos": True, "hidden_layers": ["model.layers.1.mlp"], "hidden_last_only": True}
+    one, other = (
+        generate(lm, ["a b", "c"], 5, 4, [0.0, 1.0, 1.0, 1.0], generator=gen(), **options)
+        for lm in (load_model(folder, torch.float32), spread)
+    )
+    assert one.texts == other.texts
+    for a, b in zip(*(x.hidden["model.layers.1.mlp"] for x in (one, other)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_pinned_model_is_loaded_at_its_commit(tmp_path):
+    """As the hub's client keeps it: the named commit's folder is taken, not the newer one, and its digest is said."""
+    commits, cache = ("a" * 40, "b" * 40), tmp_path / "hub" / "models--x--tiny"
+    for i, commit in enumerate(commits):
+        save_tiny(cache / "snapshots" / commit, word_tokenizer(WORDS), seed=i)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commits[1])
+    script = "from lift import lift; from fake_run import FakeRun; import torch; "
+    script += f"load = lift({str(LANGUAGE_MODEL)!r}, ['load_model'], {{'run': FakeRun()}}).load_model; "
+    script += f"lm = load('x/tiny@{commits[0]}', torch.float32); "
+    script += "print(lm.digest, lm.name, float(lm.model.lm_head.weight.sum()))"
+    places = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | offline)
+    assert done.returncode == 0, done.stderr[-2000:]
+    digest, name, total = done.stdout.split()
+    expected = tiny_llama(word_tokenizer(WORDS), seed=0).lm_head.weight.sum().item()
+    assert digest == commits[0] and name == f"x/tiny@{commits[0]}" and float(total) == pytest.approx(expected)
+
+
 def write_tiny_data(folder: Path, chapter: Path) -> None:
     """Files of the registered names and forms with two invented questions each; their hashes go into `chapter`."""
     paragraphs = [{"title": f"Title {i}", "paragraph_text": f"The answer of place {i} is word {i}."} for i in range(4)]
@@ -508,7 +612,7 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     chapter = Path(shutil.copytree(FOLDER, tmp_path / "notebooks" / "seakr"))
     write_tiny_data(tmp_path / "data", chapter)
     small = {"n_questions": 8, "n_multihop": 3, "n_loop": 1, "n_shots": 2, "n_samples": 3, "max_rows": 16}
-    small |= {"dtype": "bfloat16"}
+    small |= {"dtype": "bfloat16", "group": 1}
     values, environment = {"model": tmp_path / "model", **small}, {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
     run = execute(chapter, notebook="language_model", preset="full", parameters=values, environment=environment)
     assert run.code == 0, run.out[-2000:] + run.err[-2000:]
@@ -516,7 +620,13 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     assert {"real_loop_paper_calibrated", "real_loop_released_paper", "real_f1_adaptive"} <= record["metrics"].keys()
     assert record["metrics"]["lm_auroc_U"]["value"] is None  # a random model is never right
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
-    assert judged == {"C1a", "C2e", "C3b", "C8", "C9a"}
+    tables = {"T1a", "T1b", "T1c", *[f"T3{x}" for x in "abcdefg"]}
+    assert judged == {"C1a", "C2e", "C3b", "C8", "C9a"} | tables
+    with run.record.with_suffix(".questions.csv").open() as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == 2 * (2 * 2 + 3 + 3)  # questions; readings by thresholds, ablations, estimators
+    assert {"3_energy_2wiki_f1", "1_cot_hotpotqa_em"} <= {name.removeprefix("table_") for name in record["metrics"]}
+    assert "(paper 39.7)" in json.dumps(run.notebook)
 
 
 @pytest.mark.sabotage
