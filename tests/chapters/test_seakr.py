@@ -25,8 +25,9 @@ from lift import lift, sabotage
 from tiny import save_tiny, tiny_llama, word_tokenizer
 
 from helpers.cache import Store
-from helpers.generation import generate
+from helpers.generation import _split, generate
 from helpers.models import LanguageModel, load_lm, packaged
+from helpers.sampling import stopped
 from helpers.stats import auroc
 
 FOLDER = Path("notebooks/seakr")
@@ -46,7 +47,7 @@ NAMES = [
     ],
     *["fit", "make_query", "WORD", "DROPPED", "TOKENS", "BM25", "exact_match", "extract_answer", "SimpleFlow"],
     *["simple_flow", "policy", "blind_choice", "Chain", "look_up", "advance", "answer_from", "reason", "multi_hop"],
-    *["calibrate_delta", "subset", "RELEASED", "STATED_RELEASED", "own_notes"],
+    *["calibrate_delta", "subset", "RELEASED", "STATED_RELEASED", "own_notes", "stated"],
 ]
 STUDY_NAMES = ["f1_score", "write_qa", "sample_table", "nq_questions"]
 WORDS = ["<pad>", "<eos>", "Context:", "Question:", "Answer:", "answer", "is", "So", "the", "unknown", "."]
@@ -181,6 +182,8 @@ def test_squad_scores(nb, study):
 
 def test_a_text_that_denies_an_answer_states_none(nb):
     assert nb.extract_answer("The answer isn't known.") is None
+    assert nb.extract_answer("the answer is not known.") is None
+    assert nb.extract_answer("the answer is Notting Hill.") == "Notting Hill"
     assert nb.extract_answer("the answer is 15,140 of them") == "15"
     assert nb.extract_answer("Paris is the answer.") is None  # only the released pattern knows this form
 
@@ -280,6 +283,40 @@ def test_the_released_loop_does_what_the_released_code_did():
     scripted = Scripted()
     for i, row in enumerate(GOLDEN["chains"]):
         assert scripted.run(i, scripted.nb.RELEASED) == row, golden.QUESTIONS[i]
+
+
+def test_no_reading_has_its_answer_among_its_notes(nb):
+    """In the release's wording and in the small world's, which says "answer is" without "the"."""
+    told = ["mentor of Ada is Ben", "birthplace of Ben is Lyon", "answer is Lyon"]
+    world = {"says": (r"answer is(.*?)(?:[,.]|$)",)}
+    for released in (frozenset(), frozenset({"last"}), nb.RELEASED):
+        settings = nb.Settings(None, "none", released=released, **world)
+        assert nb.own_notes(settings, told) == told[:2]
+    settings = nb.Settings(None, "none", released=nb.RELEASED)
+    assert nb.own_notes(settings, ["a", "Ben it is. So the answer is Lyon"]) == ["a", "Ben it is."]
+    style = next(c.source for c in nbformat.read(MAIN, as_version=4).cells if c.id == "world-style")
+    assert world["says"][0] in style
+
+
+def test_a_step_ends_before_its_stop_with_a_real_tokenizer(nb):
+    """As the released engine cuts it, though the stop is complete only with the token after it."""
+    tokenizer = load_lm("smollm2-135m-instruct").tokenizer
+    said = [
+        " So the answer is Paris. The Eiffel Tower",
+        " Ada Ford was born in Lyon. So",
+        " taught by Ben\nMore",
+        " a b",
+    ]
+    ends = [" So the answer is Paris", " Ada Ford was born in Lyon", " taught by Ben", " a b"]
+    for text, end in zip(said, ends, strict=True):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        lengths = [n for n in range(1, len(ids) + 1) if stopped(tokenizer, torch.tensor([ids[:n]]), (". ", "\n"))[0]]
+        n = min(lengths, default=len(ids))
+        tokens = torch.tensor([[*ids[: n - 1], tokenizer.eos_token_id]])
+        row = _split(tokenizer, tokens, torch.tensor([ids[:n]]), torch.tensor([n]), {}, (". ", "\n"))[0]
+        assert row["text"] == end and row["ids"][-1] == tokenizer.eos_token_id
+    settings = nb.Settings(None, "none", released=nb.RELEASED)
+    assert nb.stated(settings, ends[0].strip()) is None  # the release's pattern wants the stop
 
 
 def test_every_branch_of_the_released_loop_is_needed():
