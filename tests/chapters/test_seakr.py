@@ -687,8 +687,8 @@ def test_gate_notices_labels_of_the_wrong_question():
 
 @pytest.mark.sabotage
 @pytest.mark.skipif(not (FOLDER / "released_code.expected.yaml").exists(), reason="not calibrated yet")
-def test_gate_notices_replies_that_follow_no_question():
-    """If a reply depends on when it was asked, the readings differ even where nothing is ambiguous."""
-    old = 'r = Random(zlib.crc32(f"{run.seed} {said}".encode()))'
-    said = sabotage("seakr", {old: "r = Random(int(np.random.randint(2**31)))"}, notebook="released_code")
+def test_gate_notices_answers_that_follow_no_question():
+    """If an answer depends on when it was asked, the readings differ even where nothing is ambiguous."""
+    old = "phrase(Random(f\"{run.seed} {' '.join(asked.split())}\"))"
+    said = sabotage("seakr", {old: "phrase(Random(int(np.random.randint(2**31))))"}, notebook="released_code")
     assert said.startswith("RegressionError")
