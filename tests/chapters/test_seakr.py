@@ -529,6 +529,15 @@ def test_samples_side_by_side_follow_the_free_memory(monkeypatch, lm, free, rows
     assert lift(LANGUAGE_MODEL, ["rows_that_fit"], values | {"on_gpu": False}).rows_that_fit(32) == 1024
 
 
+def test_a_cheap_score_that_is_no_number_is_uncertain_too(nb, agent):
+    broken = SimpleNamespace(texts=[["a"] * 6], hidden={"model.layers.0.mlp": [[torch.ones(1, 4)] * 6]})
+    broken.token_ids = [[torch.zeros(2)] * 6]
+    broken.logprobs = broken.log_partition = [[torch.tensor([math.nan, 0.0])] * 6]
+    nan = lift(MAIN, NAMES, {"generate": lambda *a, **o: broken})
+    scores = nan.think(agent(["a"], lib=nan), ["a"]).scores
+    assert np.isfinite(scores["U"][0]) and all(scores[e][0] == math.inf for e in scores if e != "U")
+
+
 @pytest.mark.parametrize("name", ["perplexity", "mean perplexity", "energy"])
 def test_another_estimator_stands_for_u_in_the_whole_loop(nb, agent, name):
     contexts = ["Question: a b Answer:", "Question: c Answer:"]
