@@ -298,6 +298,21 @@ def test_no_reading_has_its_answer_among_its_notes(nb):
     assert world["says"][0] in style
 
 
+@pytest.mark.parametrize(("released", "steps"), [((), ["a.b. c", "d."]), (("dots",), ["ab c", "d"])])
+def test_full_stops_leave_earlier_steps_in_the_release(agent, released, steps):
+    """The golden chains compare prompts without their stops, so they cannot see this half of the branch."""
+    written = []
+
+    def think(agent, contexts, stop=(), max_new_tokens=1, layers=()):
+        return contexts
+
+    lib = lift(MAIN, [*NAMES, "write_step"], {"think": think})
+    one = agent(["a"], lib=lib, released=frozenset(released))
+    s = replace(one.s, write=lambda question, notes, rationales: written.append(list(rationales)) or "a")
+    lib.write_step(replace(one, s=s), [(lib.Chain("q", rationales=["a.b. c", "d."]), [])])
+    assert written == [steps]
+
+
 def test_a_step_ends_before_its_stop_with_a_real_tokenizer(nb):
     """As the released engine cuts it, though the stop is complete only with the token after it."""
     tokenizer = load_lm("smollm2-135m-instruct").tokenizer
