@@ -29,6 +29,7 @@ VERBS = ["taught", "painted", "birthplace", "answered", "isn't", "was", "born", 
 QUESTIONS = [f"Who {VERBS[i % 7]} {PEOPLE[i % 11]} of St. {PEOPLE[(3 * i) % 13]} no {i} ?" for i in range(300)]
 PASSAGES = [f"passage {i} on {PEOPLE[i]} and {VERBS[i]}" for i in range(9)]
 LIMITS = [(7, 5), (5, 2), (3, 3)]  # reasoning steps and passages at most; question i has those of i % 3
+POSITIVE = 0.5  # a second threshold, at which a U of 0 (no sample has a text) is certain; `lifted` moves U along
 SHAPES = [(20, 48), (20, 64), (5, 16), (1, 8), (20, 300)]
 
 
@@ -65,6 +66,11 @@ def reply(prompt: str) -> tuple[str, float | None, list[tuple[str, float]]]:
     return text, u, tokens
 
 
+def lifted(u: float, delta: float) -> float:
+    """U moved along with the threshold, so that as many replies are certain as at the paper's -6."""
+    return round(u + delta + 6, 1)
+
+
 def search(query: str, n: int) -> list[str]:
     """At most n passages, none for some queries."""
     r = dice(f"search {query}")
@@ -99,11 +105,14 @@ class Doc(list):
 class Engine:
     """Replies in place of a model; `LogProb` objects as vLLM gives them."""
 
+    def __init__(self, delta: float) -> None:
+        self.delta = delta
+
     async def generate(self, inputs: str, sampling_params: dict, request_id: str) -> Any:
         text, u, tokens = reply(inputs)
         rows = [{0: SimpleNamespace(decoded_token=t, logprob=float(np.log(p)))} for t, p in tokens]
         rows += [{1: SimpleNamespace(decoded_token="", logprob=0.0)}]  # the forced end token
-        scores = {} if u is None or "greedy" in request_id else {"eigen_score": u}
+        scores = {} if u is None or "greedy" in request_id else {"eigen_score": lifted(u, self.delta)}
         yield SimpleNamespace(outputs=[SimpleNamespace(text=text, logprobs=rows)], uncertainty=scores)
 
     async def abort(self, request_id: str) -> None:
@@ -174,7 +183,7 @@ def key(question: str, steps: list[str], docs: list[str]) -> str:
     return json.dumps([question, [s.replace(".", "") for s in steps], docs])
 
 
-def chains(clone: Path) -> list[dict]:
+def chains(clone: Path, questions: list[str], delta: float = -6.0) -> list[dict]:
     """What the released loop does with every question."""
     sys.path.insert(0, str(clone))
     stand_ins()
@@ -188,14 +197,14 @@ def chains(clone: Path) -> list[dict]:
 
     done = []
     logging.disable(logging.CRITICAL)
-    for i, question in enumerate(QUESTIONS):
+    for i, question in enumerate(questions):
         retriever = BM25.__new__(BM25)
         retriever.tokenizer, retriever.retriever, retriever.max_ret_topk = Cutter(), Index(), 1000
 
         def written(question: str, cot_steps: list | None = None, docs: list | None = None) -> str:
             return key(question, cot_steps or [], list(docs or []))
 
-        one = Traced(str(i), question, written, Engine(), retriever)
+        one = Traced(str(i), question, written, Engine(delta), retriever, eigen_threshold=delta)
         steps, docs = LIMITS[i % 3]
         row: dict[str, Any] = {}
         try:
@@ -242,7 +251,7 @@ def main() -> None:
         out = SimpleNamespace(logprobs=[{0: SimpleNamespace(logprob=p)} for p in logprobs], energy_score=energies)
         released["_compute_single_uncertainty"](own, out)
         cheap.append({"logprobs": logprobs, "energies": energies} | {k: float(v) for k, v in out.uncertainty.items()})
-    done = chains(clone)
+    done, positive = chains(clone, QUESTIONS), chains(clone, QUESTIONS[:100], POSITIVE)
     from SEAKR.reasoner import MultiHopReasoner
 
     texts = list(dict.fromkeys(random_text(dice(f"text {i}")) for i in range(300)))
@@ -253,6 +262,7 @@ def main() -> None:
         "cheap": cheap,
         "answers": answers,
         "chains": done,
+        "positive": positive,
     }
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in result.items())
     Path(__file__).with_name("chapters").joinpath("seakr_golden.json").write_text(

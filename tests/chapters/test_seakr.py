@@ -185,6 +185,7 @@ def test_a_text_that_denies_an_answer_states_none(nb):
     assert nb.extract_answer("the answer is not known.") is None
     assert nb.extract_answer("the answer is Notting Hill.") == "Notting Hill"
     assert nb.extract_answer("the answer is 15,140 of them") == "15"
+    assert nb.extract_answer("The answer is .5 percent.") == ".5 percent"
     assert nb.extract_answer("Paris is the answer.") is None  # only the released pattern knows this form
 
 
@@ -246,8 +247,8 @@ class Scripted:
 
     def think(self, agent, contexts, stop=(), max_new_tokens=1, layers=()):
         said = [golden.reply(c) for c in contexts]
-        nothing = 0.0 if "zero" in agent.s.released else math.inf
-        u = np.array([nothing if u is None else u for _, u, _ in said])
+        nothing, delta = 0.0 if "zero" in agent.s.released else math.inf, agent.s.delta
+        u = np.array([nothing if u is None else golden.lifted(u, delta) for _, u, _ in said])
         ids, logprobs = [], []
         for *_, tokens in said:
             ids.append(torch.arange(len(self.pieces), len(self.pieces) + len(tokens) + 1))
@@ -258,7 +259,7 @@ class Scripted:
     def speak(self, lm, contexts, *args, **options):
         return SimpleNamespace(texts=[[golden.reply(c)[0].split(".")[0].split(",")[0]] for c in contexts])
 
-    def run(self, i: int, released: frozenset[str]) -> dict:
+    def run(self, i: int, released: frozenset[str], delta: float = -6.0) -> dict:
         asked: list[str] = []
         steps, docs = golden.LIMITS[i % 3]
 
@@ -269,7 +270,7 @@ class Scripted:
         def write(question, notes, rationales):
             return golden.key(question, rationales, list(notes))
 
-        settings = self.nb.Settings(write, "none", max_steps=steps, max_docs=docs, released=released)
+        settings = self.nb.Settings(write, "none", max_steps=steps, max_docs=docs, released=released, delta=delta)
         agent = self.nb.Agent(self.lm, settings, search, gen())
         (chain,), answers = self.nb.multi_hop(agent, [golden.QUESTIONS[i]])
         final = answers.loc[0, ["rationales", "knowledge", "final"]].tolist()
@@ -279,10 +280,12 @@ class Scripted:
 
 
 def test_the_released_loop_does_what_the_released_code_did():
-    """300 scripted chains: answers, steps, calls, passages and queries."""
+    """300 scripted chains, and 100 with a positive threshold: answers, steps, calls, passages and queries."""
     scripted = Scripted()
     for i, row in enumerate(GOLDEN["chains"]):
         assert scripted.run(i, scripted.nb.RELEASED) == row, golden.QUESTIONS[i]
+    for i, row in enumerate(GOLDEN["positive"]):
+        assert scripted.run(i, scripted.nb.RELEASED, golden.POSITIVE) == row, golden.QUESTIONS[i]
 
 
 def test_no_reading_has_its_answer_among_its_notes(nb):
@@ -335,11 +338,12 @@ def test_a_step_ends_before_its_stop_with_a_real_tokenizer(nb):
 
 
 def test_every_branch_of_the_released_loop_is_needed():
-    """Without any one of them some chain differs. With delta = -6 an empty score of 0 or inf means the same: search."""
+    """Without any one of them some chain differs. `zero` needs another threshold: at -6 both 0 and inf search."""
     scripted, rows = Scripted(), list(enumerate(GOLDEN["chains"]))
-    for branch in scripted.nb.RELEASED - {"zero"}:
-        others = scripted.nb.RELEASED - {branch}
-        assert any(scripted.run(i, others) != row for i, row in rows), branch
+    for branch in scripted.nb.RELEASED:
+        others, delta = scripted.nb.RELEASED - {branch}, golden.POSITIVE if branch == "zero" else -6.0
+        told = enumerate(GOLDEN["positive"]) if branch == "zero" else rows
+        assert any(scripted.run(i, others, delta) != row for i, row in told), branch
     texts = [scripted.run(i, frozenset({"dots"}))["answers"][2] for i, _ in rows]  # the same prompts, else the paper's
     assert np.mean([text != row["answers"][2] for text, (_, row) in zip(texts, rows, strict=True)]) > 0.2
 
@@ -672,8 +676,8 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     save_tiny(tmp_path / "model", tokenizer, num_hidden_layers=4)
     chapter = Path(shutil.copytree(FOLDER, tmp_path / "notebooks" / "seakr"))
     write_tiny_data(tmp_path / "data", chapter)
-    small = {"n_questions": 8, "n_multihop": 3, "n_loop": 1, "n_shots": 2, "n_samples": 3, "max_rows": 16}
-    small |= {"dtype": "bfloat16", "group": 1}
+    small = {"n_questions": 8, "n_multihop": 3, "n_loop": 2, "n_shots": 2, "n_samples": 3, "max_rows": 16}
+    small |= {"dtype": "bfloat16", "group": 4}
     values, environment = {"model": tmp_path / "model", **small}, {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
     run = execute(chapter, notebook="language_model", preset="full", parameters=values, environment=environment)
     assert run.code == 0, run.out[-2000:] + run.err[-2000:]
@@ -685,7 +689,7 @@ def test_full_preset_runs_on_a_saved_model(tmp_path, execute):
     assert judged == {"C1a", "C2e", "C3b", "C8", "C9a"} | tables
     with run.record.with_suffix(".questions.csv").open() as file:
         answers = list(csv.DictReader(file))
-    assert len(answers) == 2 * (2 * 2 + 3 + 3)  # questions; readings by thresholds, ablations, estimators
+    assert len(answers) == 4 * (2 * 2 + 3 + 3)  # questions; readings by thresholds, ablations, estimators
     assert {"3_energy_2wiki_f1", "1_cot_hotpotqa_em"} <= {name.removeprefix("table_") for name in record["metrics"]}
     assert "(paper 39.7)" in json.dumps(run.notebook)
 
@@ -713,6 +717,6 @@ def test_gate_notices_labels_of_the_wrong_question():
 @pytest.mark.skipif(not (FOLDER / "released_code.expected.yaml").exists(), reason="not calibrated yet")
 def test_gate_notices_answers_that_follow_no_question():
     """If an answer depends on when it was asked, the readings differ even where nothing is ambiguous."""
-    old = "phrase(Random(f\"{run.seed} {' '.join(asked.split())}\"))"
+    old = 'phrase(Random(f"{run.seed} {question_of(prompt)}"))'
     said = sabotage("seakr", {old: "phrase(Random(int(np.random.randint(2**31))))"}, notebook="released_code")
     assert said.startswith("RegressionError")
