@@ -338,7 +338,7 @@ def test_a_step_ends_before_its_stop_with_a_real_tokenizer(nb):
 
 
 def test_every_branch_of_the_released_loop_is_needed():
-    """Without any one of them some chain differs. `zero` needs another threshold: at -6 both 0 and inf search."""
+    """Without any one of them some chain differs. `zero` gets another threshold: at -6 both 0 and inf search."""
     scripted, rows = Scripted(), list(enumerate(GOLDEN["chains"]))
     for branch in scripted.nb.RELEASED:
         others, delta = scripted.nb.RELEASED - {branch}, golden.POSITIVE if branch == "zero" else -6.0
