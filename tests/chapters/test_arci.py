@@ -1,7 +1,7 @@
 """Chapter arci: released numbers, a plain loop for one patient, the other implementation, errors, presets, a sabotage.
 
 The numbers in GOLDEN were made by executing the released layers (ARCI e0fac8e), the contrastive loss of the same
-commit and the measures of PyHealth 1.1.6, SafeDrug 88ce5c3 and GAMENet da695b4 on the inputs that each entry states.
+commit, the measures that it uses, and PyHealth 1.1.6's RETAIN layer, on the inputs that each entry states.
 """
 
 import json
@@ -301,21 +301,25 @@ def test_runs_do_not_touch_each_other(nb, patients, name):
         assert a is None or torch.allclose(a, b, atol=1e-6)
 
 
-def test_retain_layer_equals_pyhealth_where_all_visits_are_there(nb):
-    retain = pytest.importorskip("pyhealth.models.retain", reason="PyHealth is not installed (extra `peers`)")
-    layer, theirs = nb.RetainLayer(1, torch.Generator().manual_seed(0), 6, True), retain.RETAINLayer(6).eval()
-    for name in ("alpha", "beta"):
-        gru, mine = getattr(theirs, f"{name}_gru"), getattr(layer, f"{name}_gru")
-        for end, part in (("ih", mine.input), ("hh", mine.state)):
-            getattr(gru, f"weight_{end}_l0").data = part.weight[0].detach().T.contiguous()
-            getattr(gru, f"bias_{end}_l0").data = part.bias[0, 0].detach()
-        linear, own = getattr(theirs, f"{name}_li"), getattr(layer, name)
-        linear.weight.data, linear.bias.data = own.weight[0].detach().T.contiguous(), own.bias[0, 0].detach()
-    x, mask = torch.randn((5, 4, 6), generator=torch.Generator().manual_seed(2)), torch.ones((5, 4))
-    for row, length in enumerate((4, 3, 2, 1, 4)):
-        mask[row, length:] = 0
-    found = layer((x * mask[..., None])[None], mask.sum(1).long()[None])[0]
-    torch.testing.assert_close(found, theirs(x * mask[..., None], mask), atol=1e-5, rtol=1e-5)
+def test_retain_layer_equals_the_library(nb):
+    """PyHealth's order and softmax behind `released`; the right ones differ where visits are missing."""
+    wanted = torch.tensor(GOLDEN["retain_layer"]["out"])
+    draw = lambda s, *shape: torch.tensor(np.random.RandomState(s).randn(*shape) / 2, dtype=torch.float32)  # noqa: E731
+    visits = torch.tensor([4, 3, 2, 1])
+    x = draw(220, 4, 4, 4) * (torch.arange(4) < visits[:, None])[..., None]
+    found = {}
+    for released in (True, False):
+        layer = nb.RetainLayer(1, torch.Generator(), 4, released)
+        for start, name, out in ((200, "alpha", 1), (210, "beta", 4)):
+            gru, linear = getattr(layer, f"{name}_gru"), getattr(layer, name)
+            for k, part in enumerate((gru.input, gru.state)):
+                part.weight.data = draw(start + k, 12, 4).T[None]
+                part.bias.data = draw(start + 2 + k, 12)[None, None]
+            linear.weight.data = draw(start + 4, out, 4).T[None]
+            linear.bias.data = draw(start + 5, out)[None, None]
+        found[released] = layer(x[None], visits[None])[0].detach()
+    torch.testing.assert_close(found[True], wanted, atol=2e-6, rtol=1e-5)
+    assert not torch.allclose(found[False], wanted, atol=1e-2)
 
 
 # The other implementations
