@@ -518,5 +518,5 @@ def test_answers_of_other_patients_are_noticed():
     """The demo with every last visit taken from another patient: copying must stop to help."""
     line = "last, y, owner = hot[later - 1], hot[later], person[later]"
     broken = line.replace("hot[later - 1]", "np.roll(hot[later - 1], 9, 0)")
-    error = sabotage("arci", {line: broken, "epochs: int = 20": "epochs: int = 1"}, notebook="demo")
+    error = sabotage("arci", {line: broken, "epochs: int = 12": "epochs: int = 1"}, notebook="demo")
     assert error.startswith("RegressionError")
