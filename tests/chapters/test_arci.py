@@ -509,6 +509,24 @@ def test_interaction_rates_have_one_value(demo, safety):
     assert demo.interaction_rate(y, pairs) == pytest.approx(wanted)
 
 
+# Larger presets, scaled down
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("notebook", "preset", "values"),
+    [
+        ("arci", "gpu", {"sizes": "[60, 70]", "n_test": 40, "n_seeds": 2, "n_trials": 1, "epochs": 1, "dim": 8}),
+        ("heads", "full", {"n_patients": 60, "n_test": 40, "n_seeds": 2, "epochs": 1, "rates": "[0.01]", "dim": 8}),
+    ],
+)
+def test_larger_presets_run_on_the_smallest_thing(execute, notebook, preset, values):
+    done = execute(Path(FOLDER).resolve(), "--calibrate", notebook=notebook, preset=preset, parameters=values)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    assert record["complete"] and all("verdict" in claim for claim in record["claims"].values())
+
+
 # The gate
 
 
