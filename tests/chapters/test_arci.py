@@ -517,7 +517,6 @@ def test_interaction_rates_have_one_value(demo, safety):
     ("notebook", "preset", "values"),
     [
         ("arci", "gpu", {"sizes": "[60, 70]", "n_test": 40, "n_seeds": 2, "n_trials": 1, "epochs": 1, "dim": 8}),
-        ("heads", "full", {"n_patients": 60, "n_test": 40, "n_seeds": 2, "epochs": 1, "rates": "[0.01]", "dim": 8}),
     ],
 )
 def test_larger_presets_run_on_the_smallest_thing(execute, notebook, preset, values):
