@@ -14,6 +14,8 @@ PYTEST := $(ONE_THREAD) $(RUN) pytest -n 2 --dist worksteal --durations 15 --dur
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
+# the targets share two cores and the staged notebooks
+.NOTPARALLEL:
 .PHONY: book public calibrate test lint types test-units test-notebooks test-book chromium clean environment
 
 book: environment

@@ -28,10 +28,10 @@ if unknown := sorted(set(config) - set(SETTINGS)):
 PRESET = str(config.get("preset", "reduced"))
 if PRESET not in PRESETS:
     raise WorkflowError(f"unknown preset {PRESET!r}; known: {', '.join(PRESETS)}")
-try:
-    SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split(",")]
-except ValueError:
-    raise WorkflowError(f"seeds={config['seeds']}: whole numbers are needed, separated by commas") from None
+SEEDS = str(config.get("seeds", 0)).split(",")
+if not all(seed.isdecimal() for seed in SEEDS):
+    raise WorkflowError(f"seeds={config['seeds']}: whole numbers from 0 on are needed, separated by commas")
+SEEDS = [int(seed) for seed in SEEDS]
 CHAPTERS = {folder.name: folder for folder in chapters_of(Path("notebooks")) if (folder / "presets.yaml").exists()}
 PAPERS = str(config["papers"]).split(",") if "papers" in config else list(CHAPTERS)
 if unknown := sorted(set(PAPERS) - set(CHAPTERS)):

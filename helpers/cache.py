@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.paths import clear_abandoned
+
 Array = NDArray | Tensor
-ABANDONED_S = 3600  # a part of a file that nobody has written to for an hour is what a killed run left
 
 
 @dataclass(frozen=True)
@@ -87,15 +87,18 @@ class Store:
         """
         path = self.path(name)
         try:
+            before = _version(path)
             with safe_open(path, "pt") as file:
                 said, tensors = file.metadata() or {}, {array: file.get_tensor(array) for array in file.keys()}  # noqa: SIM118
             numpy, about = json.loads(said["numpy"]), json.loads(said["about"])
+            if said != self._label(name, tensors, said["about"], numpy):
+                if _version(path) != before:  # replaced between the reading of header and arrays: another file by now
+                    return self.load(name)
+                return self._tell(f"{path.name} is damaged and is made again")
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             return self._tell(f"{path.name} cannot be read and is made again ({_line(error)})")
-        if said != self._label(name, tensors, said["about"], numpy):
-            return self._tell(f"{path.name} is damaged and is made again")
         return Entry({array: t.numpy() if array in numpy else t for array, t in tensors.items()}, about)
 
     def save(self, name: str, arrays: Mapping[str, Array], about: Any = None) -> Entry:
@@ -106,25 +109,20 @@ class Store:
         Raises:
             ValueError: an array of text or of Python objects, or something in `about` that JSON does not hold.
         """
+        if odd := [array for array in arrays if not isinstance(array, str) or array == "__metadata__"]:
+            raise ValueError(f"{name}: {odd[0]!r} is no name of an array")
         numpy, tensors = sorted(n for n, a in arrays.items() if not isinstance(a, Tensor)), {}
         for array, content in arrays.items():
             try:
-                whole = (
-                    content.detach().cpu()
-                    if isinstance(content, Tensor)
-                    else torch.from_numpy(np.array(content, order="C"))
-                )
-            except TypeError:
-                raise ValueError(f"{name}: '{array}' is not an array of numbers; texts go into `about`") from None
-            tensors[array] = whole.clone(memory_format=torch.contiguous_format)
+                tensors[array] = _whole(content)
+            except (TypeError, RuntimeError):
+                raise ValueError(f"{name}: '{array}' is not a dense array of numbers; texts go into `about`") from None
         text = _json(about, f"{name}: what is said about the arrays")
         path = self.path(name)
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for old in self.folder.glob(f".{path.name}.*.part"):
-                if time.time() - old.stat().st_mtime > ABANDONED_S:
-                    old.unlink()
+            clear_abandoned(self.folder, f".{path.name}.*.part", hours=1)
             with part.open("xb") as empty:
                 mode = os.fstat(empty.fileno()).st_mode  # what the umask gives; safetensors makes files of its own mode
             save_file(tensors, part, self._label(name, tensors, text, numpy))
@@ -151,6 +149,23 @@ class Store:
         if message not in self._told:
             print(f"cache: {message}", file=sys.stderr)
         self._told.add(message)
+
+
+def _whole(content: Array) -> Tensor:
+    """A copy of an array as safetensors takes it: on the CPU, contiguous, of a type that it knows."""
+    if not isinstance(content, Tensor):
+        content = torch.from_numpy(np.array(content, order="C"))  # a copy already
+    elif content.layout == torch.strided:
+        content = content.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if content.dtype == torch.complex128 or content.layout != torch.strided:
+        raise TypeError
+    return content
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced; not the time of access, which reading changes."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _json(content: Any, what: str) -> str:

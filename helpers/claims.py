@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from helpers.html import Raw, table
 from helpers.paths import read_yaml
-from helpers.record import PRESETS, Outcome, Verdict
+from helpers.record import PRESETS, Outcome, Preset, Verdict
 
 if TYPE_CHECKING:
     from helpers.stats import Estimate
 
-Preset = Literal["reduced", "public", "gpu", "full"]
 Evidence = Literal["measured", "recomputed", "derived"]
 
 
@@ -32,7 +31,7 @@ class Claim(BaseModel):
         presets, why_not: where it can be tested, and why not elsewhere; `gpu` counts as `public` does unless named.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     id: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$")
     statement: str = Field(min_length=10)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pooch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from helpers.paths import chapter_dir, data_dir, read_yaml, share
+from helpers.paths import chapter_dir, clear_abandoned, data_dir, read_yaml, share
 
 
 class Source(BaseModel):
@@ -135,11 +136,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def _download(name: str, entry: Source, path: Path) -> Path:
     """Download beside the file's place, check, then move into place; nothing half-written stays."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".download-{secrets.token_hex(4)}")  # a folder of this process
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        got = pooch.retrieve(entry.url or "", known_hash=None, fname=part.name, path=path.parent, progressbar=True)
-        got = Path(got)
+        clear_abandoned(path.parent, ".download-*")
+        got = Path(pooch.retrieve(entry.url or "", known_hash=None, fname=path.name, path=part, progressbar=True))
         target = path if entry.matches(got) else path.with_name(path.name + ".wrong-hash")
         share(got)
         os.replace(got, target)
@@ -149,7 +150,7 @@ def _download(name: str, entry: Source, path: Path) -> Path:
             reason = f"it could not be stored ({os.strerror(error.errno)})"
         raise DataUnavailableError(_unavailable(name, entry, path, reason)) from None
     finally:
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
     if target != path:
         raise DataCorruptedError(
             f"{name}: the file at {entry.url} does not have the registered hash ({entry.digest}). It is kept as "

@@ -1,11 +1,13 @@
 """Batched sampling from a language model: prompts share a prefix, samples share their prompt.
 
-A prompt's keys and values do not depend on the sample that follows, so they are computed once and repeated over the
-samples. Finished samples leave the batch. Every sample has its own uniform numbers, drawn before the work is cut into
-batches, so that batch sizes do not change what is sampled (up to rounding of the logits).
+What samples have in common is computed once: the prompt, and every token until they first differ, so that twenty
+samples that agree cost about as much as one. Finished samples leave the batch. Every sample has its own uniform
+numbers, drawn before the work is cut into batches, so that batch sizes do not change what is sampled (up to rounding of
+the logits).
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -52,6 +54,7 @@ class _Settings:
     force_eos: bool
     modules: list[str]
     hidden_last_only: bool
+    share: bool
 
 
 @torch.inference_mode()
@@ -70,6 +73,7 @@ def generate(
     hidden_last_only: bool = False,
     prefix: str = "",
     max_rows: int = 256,
+    share: bool = True,
     progress: str = "",
 ) -> Generations:
     """Continue every prompt `n_samples` times.
@@ -91,6 +95,8 @@ def generate(
         hidden_last_only: keep them at the last token of a sample only.
         prefix: text before every prompt (worked examples), computed once; prompts are then encoded on their own.
         max_rows: at most so many samples side by side; bounds memory.
+        share: samples of a prompt are one row of the batch until they first differ; False computes each by itself, as
+            a plain batch does (to measure what that costs).
         progress: title of a progress bar over batches; none by default.
 
     Raises:
@@ -104,7 +110,7 @@ def generate(
     head, ids = _encode(lm, prompts, prefix, max_new_tokens)
     modules = [f"model.layers.{layer}" if isinstance(layer, int) else layer for layer in hidden_layers]
     settings = _Settings(
-        max_new_tokens, torch.tensor(values), top_p, top_k, tuple(stop), force_eos, modules, hidden_last_only
+        max_new_tokens, torch.tensor(values), top_p, top_k, tuple(stop), force_eos, modules, hidden_last_only, share
     )
     uniform = torch.rand(len(ids), n_samples, max_new_tokens, generator=generator)
     shared = None  # the cache of the prefix
@@ -166,22 +172,23 @@ def _prefill(lm: LanguageModel, ids: list[list[int]], shared: Any, n_head: int) 
 def _run_batch(
     lm: LanguageModel, ids: list[list[int]], uniform: torch.Tensor, shared: Any, n_head: int, settings: _Settings
 ) -> list[dict[str, Any]]:
-    """Sample for a batch of prompts; one result per row, rows ordered by prompt, then sample."""
+    """Sample for a batch of prompts; one result per sample, ordered by prompt, then sample.
+
+    A row of the model's batch is a prompt with a continuation; all samples that have said just this may share it.
+    """
     eos, device, steps = cast(int, lm.tokenizer.eos_token_id), lm.device, settings.max_new_tokens
     k = len(settings.temperatures)
     logits, mask, cache = _prefill(lm, ids, shared, n_head)
-    if k > 1:
-        cache.batch_repeat_interleave(k)
-    logits, mask = logits.repeat_interleave(k, 0), mask.repeat_interleave(k, 0)
+    row = torch.arange(len(ids), device=device).repeat_interleave(k)  # of each sample that is still in the batch
     temperature, uniform = settings.temperatures.repeat(len(ids)).to(device), uniform.to(device)
-    live = torch.arange(len(ids) * k, device=device)  # rows that are still in the batch
+    live = torch.arange(len(ids) * k, device=device)  # these samples
     tokens = torch.full((len(live), steps), eos, device=device)
     logprobs, partitions = (torch.zeros(len(live), steps, device=device) for _ in range(2))
     lengths, hidden = torch.zeros_like(live), {}
     for step in range(steps):
-        token = sample_tokens(logits, uniform[live, step], temperature[live], settings.top_k, settings.top_p)
-        partition = logits.logsumexp(-1)
-        logprob = logits.gather(1, token[:, None])[:, 0] - partition
+        token = sample_tokens(logits[row], uniform[live, step], temperature[live], settings.top_k, settings.top_p)
+        partition = logits.logsumexp(-1)[row]
+        logprob = logits[row, token] - partition
         tokens[live, step] = token
         done = (token == eos) | stopped(lm.tokenizer, tokens[live, : step + 1], settings.stop) | (step == steps - 1)
         if settings.force_eos:
@@ -191,21 +198,25 @@ def _run_batch(
         logprobs[live, step], partitions[live, step], lengths[live] = logprob, partition, step + 1
         if bool(done.all()) and not settings.modules:
             break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        parent, new = row, token  # of each row of the next step
+        row = torch.arange(len(row), device=device)
+        if settings.share:
+            said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
+            parent, new = said // logits.shape[-1], said % logits.shape[-1]
+        if not torch.equal(parent, torch.arange(len(logits), device=device)):
+            cache.batch_select_indices(parent)
+        mask = torch.cat([mask[parent], mask.new_ones(len(parent), 1)], 1)
         inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
         with capture(lm.model, settings.modules) as states:
-            out = lm.model(token[:, None], **inputs, use_cache=True)
+            out = lm.model(new[:, None], **inputs, use_cache=True)
         for name, (state,) in states.items():
             shape = (len(tokens), 1 if settings.hidden_last_only else steps, state.shape[-1])
             kept = hidden.setdefault(name, torch.zeros(shape, device=device))
-            kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].float()
+            kept[live, 0 if settings.hidden_last_only else step] = state[row, -1].float()
         if bool(done.all()):
             break
         logits, cache = out.logits[:, -1].float(), out.past_key_values
-        if bool(done.any()):
-            keep = (~done).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            live, logits, mask = live[keep], logits[keep], mask[keep]
+        live, row = live[~done], row[~done]
     columns = {"logprobs": logprobs, "log_partition": partitions, **hidden}
     return _split(lm.tokenizer, tokens, lengths, columns, settings.stop)
 
@@ -214,11 +225,21 @@ def _split(
     tokenizer: Any, tokens: torch.Tensor, lengths: torch.Tensor, columns: dict[str, torch.Tensor], stop: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Cut the padded results of a batch into one dict per row, on the CPU."""
-    tokens, columns, rows = tokens.cpu(), {name: values.cpu() for name, values in columns.items()}, []
-    for row, length in enumerate(lengths.tolist()):
-        text = tokenizer.decode(tokens[row, :length], skip_special_tokens=True)
+    lengths = lengths.cpu()
+
+    def cut(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes = lengths.clamp(max=values.shape[1])
+        return values.cpu()[torch.arange(values.shape[1]) < sizes[:, None]].split(sizes.tolist())
+
+    @functools.cache
+    def text_of(ids: tuple[int, ...]) -> str:  # samples often say the same
+        text = tokenizer.decode(list(ids), skip_special_tokens=True)
         for end in stop:
             text = text.split(end)[0]
-        cut = {name: values[row, : min(length, values.shape[1])].clone() for name, values in columns.items()}
-        rows.append({"ids": tokens[row, :length].clone(), "text": text, **cut})
-    return rows
+        return text
+
+    parts = {name: cut(values) for name, values in {"ids": tokens, **columns}.items()}
+    texts = [text_of(tuple(row[:length])) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    return [
+        {"text": text, **dict(zip(parts, row, strict=True))} for text, *row in zip(texts, *parts.values(), strict=True)
+    ]

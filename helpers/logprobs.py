@@ -111,6 +111,14 @@ def selected_logprobs(lm: LanguageModel, hidden: Tensor, targets: Tensor, chunk:
     head: Any = lm.model.get_output_embeddings()
     parts = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        logits = head(states).float()  # (chunk, vocab)
+        logits = _as_the_model_does(lm, head(states).float())  # (chunk, vocab)
         parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(parts)
+
+
+def _as_the_model_does(lm: LanguageModel, logits: Tensor) -> Tensor:
+    """What some families do to the output layer's numbers: Cohere and Granite scale them, Gemma 2 bounds them."""
+    config: Any = lm.model.config.get_text_config()
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from helpers.paths import models_dir, share
+from helpers.paths import clear_abandoned, models_dir, share
 
 # Reports of loading (bars, dequantisation notes) would stand in every page.
 transformers_logging.disable_progress_bar()
@@ -183,9 +183,16 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 
 def _fingerprint(path: Path) -> str:
-    """Size and modification time of the packaged file: enough to notice another version, and free."""
-    stat = path.stat()
-    return f"{stat.st_size:x}-{int(stat.st_mtime):x}"
+    """Hash of size, beginning and end of the packaged file: free, and the same wherever the package is installed.
+
+    Another version has another: names and shapes of the tensors stand at the beginning, weights at the end.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2**16))
+        end = file.read()
+        file.seek(0)
+        return hashlib.sha256(f"{size} ".encode() + file.read(2**22) + end).hexdigest()[:16]
 
 
 def _convert(gguf: Path, target: Path) -> None:
@@ -194,6 +201,7 @@ def _convert(gguf: Path, target: Path) -> None:
     The folder appears in one step, so that two kernels may do this at the same time.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(target.parent, ".converting-*")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config: Any = source.config

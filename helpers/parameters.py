@@ -50,7 +50,7 @@ class Limits:
             if self.low is None or self.high is None:
                 continue
             if isinstance(part, bool) or not isinstance(part, int | float) or not self.low <= part <= self.high:
-                raise ValueError(f"{part!r} is out of range [{self.low:g}, {self.high:g}]")
+                raise ValueError(f"{part!r:.60} is out of range [{self.low:g}, {self.high:g}]")
         return value
 
 
@@ -97,7 +97,7 @@ def _parameters_cell(notebook: Path) -> str:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         found = ["".join(cell["source"]) for cell in tagged]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadRequestError(f"{notebook.name}: not a notebook ({type(error).__name__})") from None
     if len(found) != 1:
         raise BadRequestError(f"{notebook.name}: one cell tagged 'parameters' is needed, found {len(found)}")
@@ -163,7 +163,7 @@ def _first(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return f"parameter '{name}': {first['msg'].removeprefix('Value error, ')}"
     kind = first["type"].split("_")[0].replace("string", "str")
-    return f"parameter '{name}': {value!r} is of type {type(value).__name__}, not {kind}"
+    return f"parameter '{name}': {value!r:.60} is of type {type(value).__name__}, not {kind}"
 
 
 def parse(model: type[BaseModel], name: str, text: str) -> Any:
@@ -176,6 +176,7 @@ def parse(model: type[BaseModel], name: str, text: str) -> Any:
         check_values(model, {name: text})
     kind = model.model_fields[name].annotation
     try:
+        text.encode()  # what is not UTF-8 on a command line could not be written into a notebook
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
         value = ast.literal_eval(text) if kind is list else kind(text)  # type: ignore[misc]
@@ -183,7 +184,8 @@ def parse(model: type[BaseModel], name: str, text: str) -> Any:
             raise ValueError(text)
     except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
         named = getattr(kind, "__name__", kind)
-        raise BadRequestError(f"parameter '{name}': '{text}' is not of type {named}") from None
+        said = text.encode(errors="replace").decode()[:60]
+        raise BadRequestError(f"parameter '{name}': '{said}' is not of type {named}") from None
     return value
 
 

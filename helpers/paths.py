@@ -2,14 +2,35 @@
 
 import os
 import secrets
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pooch
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # eight times as fast
+except ImportError:
+    from yaml import SafeLoader
+
 PACKAGE = Path(__file__).resolve().parent
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the safe loader; that in C is eight times as fast
+
+
+class Loader(SafeLoader):  # pyright: ignore[reportGeneralTypeIssues]
+    """The safe loader, which refuses what would be read otherwise than it looks."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """Return a mapping; a key that is no text, or that stands there twice, is an error."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str" or key.value in seen:
+                what = "stands there twice" if key.value in seen else "is not text"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} {what}", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def checkout() -> Path | None:
@@ -70,14 +91,15 @@ def models_dir() -> Path:
 def _from_environment(name: str) -> Path | None:
     """A folder that the environment names, absolute; a relative one counts from the working folder."""
     given = os.environ.get(name)
-    return Path(given).expanduser().absolute() if given else None
+    return Path(os.path.expanduser(given)).absolute() if given else None  # unlike that of Path it never raises
 
 
 def _user_cache() -> Path:
-    cache = Path(pooch.os_cache("reproductions"))
-    if not cache.is_absolute():
-        raise RuntimeError("no home folder for caches: set HOME, or REPRODUCTIONS_DATA and REPRODUCTIONS_MODELS")
-    return cache
+    with suppress(RuntimeError):  # no home folder at all
+        cache = Path(pooch.os_cache("reproductions"))
+        if cache.is_absolute():
+            return cache
+    raise RuntimeError("no home folder for caches: set HOME, or REPRODUCTIONS_DATA and REPRODUCTIONS_MODELS")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -98,6 +120,16 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def clear_abandoned(folder: Path, pattern: str, hours: float = 6.0) -> None:
+    """Remove what killed runs have left half-written in a shared folder: nobody has touched it for hours."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # another process may finish or remove it between two of these calls
+            # a folder keeps its own time while the files in it grow
+            latest = max(each.stat().st_mtime for each in (path, *path.rglob("*")))
+            if time.time() - latest > hours * 3600:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def share(path: Path) -> None:
     """Give a file, or a folder and what is in it, the umask's mode: temporary files of libraries are private."""
     probe = path.parent / f".{secrets.token_hex(4)}.probe"
@@ -115,6 +147,6 @@ def read_yaml(path: Path) -> Any:
         ValueError: the file is not valid YAML; the message names the file, line and problem.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2024-13-45 is a ValueError
         raise ValueError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None

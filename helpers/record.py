@@ -6,14 +6,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.paths import results_dir, runs_dir, write_atomically
 
+Preset = Literal["reduced", "public", "gpu", "full"]  # from small to large
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+Name = Annotated[str, Field(pattern=r"^\w[\w .&'$-]*$", max_length=100)]  # of a folder, never a path
 Verdict = Literal["reproduced", "contradicted", "inconclusive", "not testable here"]
-PRESETS = ("reduced", "public", "gpu", "full")  # from small to large
 READABLE = 60  # characters of a trial's folder name that say what was changed
 
 
@@ -62,9 +64,9 @@ class Record(BaseModel):
     model_config = ConfigDict(populate_by_name=True, allow_inf_nan=False)
 
     schema_: Literal[1] = Field(default=1, alias="schema")
-    paper: str
-    notebook: str
-    preset: str
+    paper: Name
+    notebook: Name
+    preset: Preset
     parameters: dict[str, Any]
     changed: dict[str, Any] = {}
     metrics: dict[str, Metric]

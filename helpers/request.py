@@ -100,13 +100,17 @@ def load_presets(notebook: Path) -> Presets:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), dict) for k in content if k != "requires"):
         raise BadRequestError("presets.yaml: a mapping of presets to values is needed (an empty preset is '{}')")
     limits, sources, rules = content.pop("budgets", {}), content.pop("sources", {}), content.pop("requires", None) or []
+    if not isinstance(rules, list):
+        raise BadRequestError("presets.yaml: requires: a list of rules is needed")
     if "reduced" not in content:
         raise BadRequestError("presets.yaml: the preset 'reduced' is missing")
     studies = {path.stem for path in notebooks_of(notebook.parent)}
     for kind, names in (("budgets", limits.keys() - studies), ("sources", sources.keys())):
         if unknown := names - content.keys():
             raise BadRequestError(f"presets.yaml: {kind} of an unknown preset: {', '.join(sorted(unknown))}")
-    limits = limits | (limits.get(notebook.stem) or {})
+    if not all(isinstance(entry, dict) for entry in limits.values()):
+        raise BadRequestError("presets.yaml: budgets: a mapping is needed for every preset and notebook")
+    limits = limits | limits.get(notebook.stem, {})
     elsewhere = _other_names(notebook)
     values, budgets = {}, {}
     for preset, given in content.items():

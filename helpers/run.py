@@ -4,7 +4,7 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from helpers import data as data_registry
 from helpers import figures
 from helpers.card import card_html, describe_machine, source_commit
 from helpers.claims import claims_table, load_claims
+from helpers.lock import lock_of
+from helpers.parameters import BadRequestError, schema
 from helpers.paths import chapter_dir, write_atomically
 from helpers.record import Metric, Outcome, Record, committed_records, record_path
 from helpers.request import changed_from_preset
@@ -51,19 +53,21 @@ class Run:
             BadRequestError: a parameter is unknown or out of range, or a preset is named without its values.
         """
         self._start, self._commit = time.perf_counter(), source_commit()
-        self.paper, self.notebook = paper, notebook or paper
-        self.parameters = _parameters(namespace)
-        self.preset, self.seed = self.parameters["preset"], self.parameters["seed"]
+        self.paper, self.notebook, self._namespace = paper, notebook or paper, namespace
         folder = chapter_dir(paper)
         self.claims = load_claims(folder / "claims.yaml", self.notebook)
         source = folder / f"{self.notebook}.ipynb"
-        self.changed = changed_from_preset(source, self.parameters) if source.is_file() else {}
+        declared = schema(source).model_fields if source.is_file() else {}
+        self.parameters = _parameters(namespace, declared)
+        self.changed = changed_from_preset(source, self.parameters) if declared else {}
+        self.preset, self.seed = self.parameters["preset"], self.parameters["seed"]
         self.path = record_path(paper, self.notebook, self.preset, self.seed, self.changed)
         self.device = torch.device("cuda" if torch.cuda.is_available() and self.preset != "reduced" else "cpu")
         self._expected, self._not_compared = self._gate_of(folder)
         self._metrics: dict[str, Metric] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._figures: dict[str, str | None] = {}
+        self._tables: dict[Path, str] = {}  # the figures' data, written with the record
         self._data: dict[str, str] = {}
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
@@ -129,7 +133,7 @@ class Run:
         metric = Metric(value=number, interval=ends, n=n, unit=unit, null=null, floor=float(floor), gate=bool(gate))
         self._metrics[name] = metric
         wanted = self._expected.metrics.get(name) if self._expected else None
-        if os.environ.get("REPRODUCTIONS_FAIL_FAST") and wanted and (said := wanted.problem(name, number)):
+        if os.environ.get("REPRODUCTIONS_FAIL_FAST") and wanted and (said := wanted.problem(name, metric)):
             raise RegressionError(f"regression: {said}")
 
     def claim(
@@ -193,7 +197,7 @@ class Run:
         self._figures[name] = None
         if data is not None:
             target = self.path.with_suffix(".figures") / f"{name}.csv"
-            write_atomically(target, data.to_csv(index=False))
+            self._tables[target] = data.to_csv(index=False)
             self._figures[name] = f"{target.parent.name}/{target.name}"
         display(HTML(page))
 
@@ -213,9 +217,13 @@ class Run:
         """Judge the run, show its card and write its record; the last call of a chapter.
 
         Raises:
-            ValueError: a claim that is testable with this preset was not judged, or nothing was measured.
+            ValueError: a claim that is testable with this preset was not judged, nothing was measured, or a parameter
+                was changed after the start.
             RegressionError: a metric left the tolerance of `expected.yaml`; no record is written.
+            LockedError: another process executes this very request.
         """
+        if other := [name for name, value in self.parameters.items() if self._namespace.get(name) != value]:
+            raise ValueError(f"changed after the start of the run: {', '.join(other)}; set it in the parameters cell")
         missing = [c.id for c in self.claims.values() if self.preset in c.presets and c.id not in self._outcomes]
         if missing or not self._metrics:
             raise ValueError(f"claims not judged: {', '.join(missing)}" if missing else "nothing was measured")
@@ -235,8 +243,21 @@ class Run:
             raise RegressionError("regression: " + "; ".join(problems))
         gated = f"{len(self._expected.metrics)} metrics within tolerance" if self._expected else self._not_compared
         display(HTML(card_html(record, gated)))
-        record.write(self.path)
+        self._store(record)
         return record
+
+    def _store(self, record: Record) -> None:
+        """Write the figures' data and then the record, as the only owner of their place."""
+        lock = None if os.environ.get("REPRODUCTIONS_RECORD") else lock_of(self.path)  # there the engine holds it
+        try:
+            for target, text in self._tables.items():
+                write_atomically(target, text)
+            for old in set(self.path.with_suffix(".figures").glob("*.csv")) - self._tables.keys():
+                old.unlink()
+            record.write(self.path)
+        finally:
+            if lock:
+                lock.release()
 
     def _gate_of(self, folder: Path) -> tuple[Expected | None, str]:
         """The expected values that speak of this run; without them the reason in words."""
@@ -259,10 +280,16 @@ class Run:
         return outcomes
 
 
-def _parameters(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """Every annotated global with a plain value; papermill overrides values, annotations stay."""
-    names = namespace.get("__annotations__", {})
-    found = {k: namespace[k] for k in names if k in namespace and isinstance(namespace[k], PLAIN) and k[0] != "_"}
+def _parameters(namespace: Mapping[str, Any], declared: Iterable[str]) -> dict[str, Any]:
+    """The declared parameters with whatever values they have, and every other annotated global with a plain value.
+
+    An annotated name that is not declared is a mistyped one, and the check of the values says so.
+    """
+    if missing := [name for name in declared if name not in namespace]:
+        raise BadRequestError(f"the chapter's parameters cell sets {', '.join(missing)}, this notebook does not")
+    names = [k for k in namespace.get("__annotations__", {}) if k in namespace and k[0] != "_"]
+    found = {name: namespace[name] for name in declared}
+    found |= {k: namespace[k] for k in names if isinstance(namespace[k], PLAIN)}
     if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
         raise ValueError("the parameters cell must define `preset: str` and `seed: int` with annotations")
     return found

@@ -6,9 +6,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.paths import read_yaml
-from helpers.record import Record, Verdict
+from helpers.record import Metric, Record, Verdict
 
 UNCALIBRATED = ("seed",)
+K = 4  # tolerance in units of the spread over seeds
+RELATIVE_FLOAT_NOISE = 1e-6
 OPPOSITE = {"reproduced": "contradicted", "contradicted": "reproduced"}
 
 
@@ -26,8 +28,15 @@ class Expectation(BaseModel):
     tolerance: float = Field(gt=0)
     null: float | None = None
 
-    def problem(self, name: str, value: float | None) -> str | None:
+    def accepts_null(self) -> bool:
+        """Whether chance, or no effect, would pass."""
+        return self.null is not None and abs(self.mean - self.null) <= self.tolerance
+
+    def problem(self, name: str, metric: Metric) -> str | None:
         """Return what is wrong with a measured value, or None."""
+        value = metric.value
+        if self.tolerance > 1.001 * max(K * self.spread, metric.floor, RELATIVE_FLOAT_NOISE * abs(self.mean)):
+            return f"{name}: its tolerance {self.tolerance:.3g} is wider than calibration writes it"
         if value is not None and abs(value - self.mean) <= self.tolerance:  # written so that NaN fails
             return None
         got = "undefined" if value is None else f"{value:.6g}"
@@ -46,8 +55,8 @@ class Expected(BaseModel):
     schema_: Literal[1] = Field(default=1, alias="schema")
     paper: str
     notebook: str | None = None
-    preset: str
-    k: float
+    preset: Literal["reduced"] = "reduced"
+    k: Literal[4]  # tolerance in units of the spread over seeds
     seeds: list[int] = Field(min_length=5)
     parameters: dict[str, Any]
     metrics: dict[str, Expectation] = Field(min_length=1)
@@ -81,17 +90,23 @@ def load_expected(folder: Path, notebook: str) -> Expected | None:
     if not path.is_file():
         return None
     try:
-        return Expected.model_validate(read_yaml(path))
+        expected = Expected.model_validate(read_yaml(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path.name}: {where + ': ' if where else ''}{first['msg']}; calibrate again") from None
+    about = (expected.paper, expected.notebook or expected.paper)
+    if about != (folder.resolve().name, notebook):
+        raise ValueError(f"{path.name}: it speaks of {'/'.join(about)}; calibrate again")
+    if lax := [name for name, metric in expected.metrics.items() if metric.accepts_null()]:
+        raise ValueError(f"{path.name}: a tolerance accepts the null value: {', '.join(lax)}; calibrate again")
+    return expected
 
 
 def compare(record: Record, expected: Expected) -> list[str]:
     """Return one line per metric or claim that is missing, new or not what it was; empty means a pass."""
     wanted = expected.metrics
-    got = {name: metric.value for name, metric in record.metrics.items() if metric.gate}
+    got = {name: metric for name, metric in record.metrics.items() if metric.gate}
     problems = [f"{name}: expected but not measured" for name in sorted(wanted.keys() - got)]
     problems += [f"{name}: measured but not calibrated (run calibrate)" for name in sorted(got.keys() - wanted)]
     problems += [said for name in sorted(wanted.keys() & got) if (said := wanted[name].problem(name, got[name]))]

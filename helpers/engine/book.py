@@ -32,6 +32,7 @@ from helpers.paths import checkout, read_yaml
 from helpers.record import variant
 
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")  # what a page needs of MathJax 3.2.2
+OURS = ".made-by-papers-book"  # lists what the book put beside it; a folder that holds more is not replaced
 COMPLAINT = re.compile(r"WARNING|ERROR|rror:")
 REDIRECT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -74,8 +75,7 @@ def render_book(
     out, root = out.resolve(), root.resolve()
     if not runs.is_dir():
         raise RequestError(f"no folder {runs}: run the chapters first (make book)")
-    if out.exists() and any(out.iterdir()) and not (out / "objects.inv").is_file():
-        raise RequestError(f"{out} holds something that is not a book; choose another folder")
+    _refuse_foreign(out)
     chapters = find_chapters(root / "notebooks", runs, results or root / "results")
     pages = [page for chapter in chapters for page in chapter.pages]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -236,8 +236,21 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _refuse_foreign(out: Path) -> None:
+    """Raise RequestError where something would be lost that `papers book` has not made, or nothing can be put."""
+    if out.is_mount() or (out.exists() and not out.is_dir()):
+        raise RequestError(f"{out} is not a folder that can be replaced; choose another, or one inside it")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    made = {OURS, *(out / OURS).read_text(encoding="utf-8").split("\n")} if OURS in found else set()
+    if foreign := sorted(found - made):
+        raise RequestError(
+            f"{out} holds what this command has not made: {', '.join(foreign[:5])}; move it, or choose another folder"
+        )
+
+
 def _swap(new: Path, out: Path) -> None:
     """Put the finished book in its place; a reader sees the old one or the new one."""
+    (new / OURS).write_text("\n".join(sorted(path.name for path in new.iterdir())) + "\n", encoding="utf-8")
     old = new.with_name("old")
     if out.exists():
         out.rename(old)

@@ -1,10 +1,12 @@
 """Calibration: runs of the reduced preset with several seeds give `expected.yaml`, which nothing else writes."""
 
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +17,8 @@ import yaml
 from helpers.engine.execute import find_notebook
 from helpers.parameters import BadRequestError
 from helpers.paths import PACKAGE, write_atomically
-from helpers.record import Metric, Record, find_record
-from helpers.verify import UNCALIBRATED, Expectation, Expected
-
-K = 4  # tolerance in units of the spread over seeds
-RELATIVE_FLOAT_NOISE = 1e-6
+from helpers.record import Metric, Record, find_record, record_path
+from helpers.verify import RELATIVE_FLOAT_NOISE, UNCALIBRATED, Expectation, Expected, K
 
 
 def expectations(records: Sequence[Record]) -> Expected:
@@ -41,7 +40,7 @@ def expectations(records: Sequence[Record]) -> Expected:
     refused = [
         f"{name} ({entry.mean:.4g} ± {entry.tolerance:.2g} accepts {entry.null:.4g})"
         for name, entry in metrics.items()
-        if entry.null is not None and abs(entry.mean - entry.null) <= entry.tolerance
+        if entry.accepts_null()
     ]
     if refused:
         raise ValueError("a tolerance would accept the null value: " + "; ".join(refused))
@@ -51,7 +50,6 @@ def expectations(records: Sequence[Record]) -> Expected:
     return Expected(
         paper=first.paper,
         notebook=None if first.notebook == first.paper else first.notebook,
-        preset=first.preset,
         k=K,
         seeds=seeds,
         parameters=settings[0],
@@ -68,25 +66,48 @@ def _expectation(measured: Sequence[Metric]) -> Expectation:
     return Expectation(mean=mean, spread=spread, tolerance=tolerance, null=measured[0].null)
 
 
-def _run_seed(notebook: Path, seed: int, out: Path) -> Record:
+def _run_seed(notebook: Path, seed: int, out: Path, running: set[subprocess.Popen]) -> Record:
     """Execute the reduced preset with one seed and return its record; one that is newer than its inputs is reused."""
-    if record := _finished(notebook, seed, out):
+    place = record_path(notebook.resolve().parent.name, notebook.stem, "reduced", seed, out=out)
+    if _newer_than_inputs(place, notebook) and (record := find_record(place)):
         return record
     command = [sys.executable, "-m", "helpers.engine.execute", str(notebook), "--seed", str(seed), "--out", str(out)]
-    done = subprocess.run([*command, "--calibrate"], capture_output=True, text=True)
-    record = _finished(notebook, seed, out)
-    if done.returncode or record is None:
-        raise RuntimeError(f"seed {seed} failed: {done.stderr.strip()[-2000:]}")
-    return record
+    child = subprocess.Popen([*command, "--calibrate"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running.add(child)
+    said = child.communicate()[1].strip()
+    running.discard(child)
+    if child.returncode:
+        raise RuntimeError(f"seed {seed} failed: {said[-2000:] or f'exit code {child.returncode}'}")
+    return Record.read(place)
 
 
-def _finished(notebook: Path, seed: int, out: Path) -> Record | None:
-    """The record of this seed below `out`, unless notebook, YAML files or the package changed after it was written."""
+def _newer_than_inputs(record: Path, notebook: Path) -> bool:
+    """Whether notebook, YAML files and the package are older than a record; False where there is none."""
     inputs = [notebook, *notebook.parent.glob("*.yaml"), *PACKAGE.glob("*.py")]
     changed = max(path.stat().st_mtime for path in inputs if not path.name.endswith("expected.yaml"))
-    fresh = [path for path in out.rglob(f"{notebook.stem}.json") if path.stat().st_mtime > changed]
-    records = [record for path in fresh if (record := find_record(path))]
-    return next((record for record in records if record.seed == seed and not record.changed), None)
+    return record.is_file() and record.stat().st_mtime > changed
+
+
+def _run_seeds(notebook: Path, seeds: Sequence[int], jobs: int, keep: Path) -> list[Record]:
+    """Execute all seeds, `jobs` at a time; after the first failure, or a signal, none is started and none goes on."""
+    running: set[subprocess.Popen] = set()
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with ThreadPoolExecutor(jobs) as pool:
+        work = [pool.submit(_run_seed, notebook, seed, keep / f"calibrate-{seed}", running) for seed in seeds]
+        try:
+            done, _ = wait(work, return_when=FIRST_EXCEPTION)
+            # in the order of the seeds: of several failures, the first seed's is the one that is told
+            for job in work:
+                if job in done:
+                    job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(running):
+                child.terminate()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    return [job.result() for job in work]
 
 
 def as_yaml(expected: Expected) -> str:
@@ -101,16 +122,17 @@ def as_yaml(expected: Expected) -> str:
 def calibrate_command(
     notebook: Annotated[str, typer.Argument(help="<paper> or <paper>/<notebook>")],
     seeds: Annotated[str, typer.Option(help="comma-separated seeds, at least five")] = "0,1,2,3,4",
-    jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="runs side by side")] = 2,
     keep: Annotated[Path | None, typer.Option(help="keep the runs in this folder, and continue there")] = None,
 ) -> None:
     """Write a notebook's expected values from runs of its reduced preset with several seeds."""
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs) as pool:
+    with tempfile.TemporaryDirectory() as scratch:
         try:
             path = find_notebook(notebook)
+            if not re.fullmatch(r"\d{1,10}(,\d{1,10}){4,}", seeds):
+                raise BadRequestError(f"--seeds {seeds}: at least five whole numbers, separated by commas")
             numbers = [int(seed) for seed in seeds.split(",")]
-            work = [pool.submit(_run_seed, path, n, (keep or Path(scratch)) / f"calibrate-{n}") for n in numbers]
-            expected = expectations([job.result() for job in work])
+            expected = expectations(_run_seeds(path, numbers, jobs, keep or Path(scratch)))
         except BadRequestError as error:
             typer.echo(f"refused: {error}", err=True)
             raise typer.Exit(2) from None

@@ -1,5 +1,6 @@
 """`papers`: the one command that executes, checks, calibrates, compares and renders."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def _check(path: Path, chapters: Path) -> bool:
     """Say how a record fares against its chapter; True when nothing is wrong."""
     try:
         record = Record.read(path)
+        if not (chapters / record.paper / f"{record.notebook}.ipynb").is_file():
+            raise ValueError(f"{path.name}: no chapter or notebook {record.paper}/{record.notebook} in {chapters}")
         expected = load_expected(chapters / record.paper, record.notebook)
     except ValueError as error:
         typer.echo(str(error), err=True)
@@ -79,7 +82,11 @@ app.command("new")(new_command)
 def main() -> None:
     """Run `papers` with the words of the command line."""
     prepare()
-    app(prog_name="papers")
+    try:
+        app(prog_name="papers")
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"papers: {error.strerror or error}{where}")
 
 
 if __name__ == "__main__":

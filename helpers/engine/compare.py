@@ -162,7 +162,8 @@ def _read(folder: Path) -> tuple[list[Record], list[str]]:
     """Every record below a folder, and a line for every file that should be one."""
     records, notes = [], []
     for path in sorted(folder.rglob("*.json")):
-        if not path.name.endswith(".status.json"):
+        aside = any(part.endswith(".before") for part in path.relative_to(folder).parts)  # of an earlier run
+        if not aside and not path.name.endswith(".status.json"):
             try:
                 records.append(Record.read(path))
             except RecordError as error:

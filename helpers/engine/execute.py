@@ -13,18 +13,18 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
 from helpers.engine.judge import last_error, read_notebook
-from helpers.engine.lock import Lock, LockedError
+from helpers.engine.processes import Tree, die_with
 from helpers.engine.status import Status
+from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout, notebooks_of
 from helpers.record import Record, RecordError, record_path
@@ -36,40 +36,6 @@ GRACE_S = 20  # for the child to save the partial notebook after its kernel was 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 THREADS = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB")}
 ENVIRONMENT = THREADS | {"TOKENIZERS_PARALLELISM": "false", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUTF8": "1"}
-
-
-def _memory(process: psutil.Process) -> int:
-    """Proportional set size where the system tells it (Linux), else resident memory."""
-    try:
-        return process.memory_full_info().pss
-    except (AttributeError, psutil.AccessDenied):
-        return process.memory_info().rss
-
-
-class Tree:
-    """The processes of a run: the child and everything below it, remembered after their parents die."""
-
-    def __init__(self, pid: int) -> None:
-        """Start with the child process `pid`."""
-        self.root = psutil.Process(pid)
-        self.seen: dict[int, psutil.Process] = {}
-
-    def measure(self) -> int:
-        """Look at all living processes once; return their memory in bytes, what they share counted once (PSS)."""
-        with suppress(psutil.NoSuchProcess):
-            self.seen |= {p.pid: p for p in self.root.children(recursive=True) if p.pid not in self.seen}
-        total = 0
-        for process in [self.root, *self.seen.values()]:
-            with suppress(psutil.NoSuchProcess):
-                total += _memory(process)
-        return total
-
-    def kill(self, *, root: bool) -> None:
-        """Kill the kernel and its children; with `root` the child process too."""
-        self.measure()
-        for process in [*self.seen.values(), *([self.root] if root else [])]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 def find_notebook(target: str) -> Path:
@@ -120,11 +86,15 @@ def execute(
     """
     where = (request.paper, request.notebook, request.preset, request.seed, request.changed)
     record = record_path(*where, out=out.absolute())
-    lock = Lock(record.with_name(f".{record.stem}.lock"))
+    lock = lock_of(record)
     try:
         status = Status(notebook, record, request.values)
         status.set_aside()
-        status.write(finished=False)  # what a reader must believe if this very process is killed
+        try:
+            status.write(finished=False)  # what a reader must believe if this very process is killed
+        except OSError:
+            status.put_back()
+            raise
         variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
         job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
         _supervise(status, job, request.budget, progress)
@@ -145,11 +115,12 @@ def _absolute() -> dict[str, str]:
     """Folders that the environment names, made absolute: the kernel works in the notebook's folder."""
     names = [name for name in os.environ if name.startswith("REPRODUCTIONS_")]
     folders = [name for name in names if name.split("_")[1] in ("DATA", "MODELS", "RUNS", "CHAPTERS")]
-    return {name: str(Path(os.environ[name]).expanduser().absolute()) for name in folders if os.environ[name]}
+    return {name: str(Path(os.path.expanduser(os.environ[name])).absolute()) for name in folders if os.environ[name]}
 
 
 def _child(*job: Any) -> None:
     """Do the work; papermill takes two seconds to import, and only this process needs it."""
+    threading.Thread(target=die_with, args=(os.getppid(),), daemon=True).start()
     from helpers.engine.worker import work
 
     work(*job)

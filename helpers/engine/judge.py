@@ -135,13 +135,14 @@ def read_notebook(path: Path) -> Notebook:
     Raises:
         NotebookError: it is missing, damaged or empty.
     """
-    from nbformat import ValidationError, validate  # half the time that everything else here needs to be imported
+    from nbformat import validate  # half the time that everything else here needs to be imported
 
     content = _read_json(path)
     try:
         validate(content)
-    except ValidationError as error:
-        raise NotebookError(f"{path.name}: not a notebook: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # nbformat fails in many ways on what is no notebook at all
+        said = (str(error).splitlines() or [""])[0]
+        raise NotebookError(f"{path.name}: not a notebook: {said or type(error).__name__}") from None
     if content["nbformat"] != 4 or not content["cells"]:
         raise NotebookError(f"{path.name}: not a notebook of format 4 with cells")
     return content

@@ -48,25 +48,39 @@ class Status:
         self.wall_s = 0.0
 
     def set_aside(self) -> None:
-        """Move what an earlier good run left out of the way, and remove what a failed one left."""
-        kept = (self.record, self.executed, self.path)
+        """Move what an earlier good run left out of the way, and remove what a failed one left.
+
+        The record moves last: where this is interrupted, the next start finds it and goes on with the rest.
+        """
         if find_record(self.record):
-            shutil.rmtree(self.before, ignore_errors=True)
-            self.before.mkdir()
-            for path in kept:
+            if (self.before / self.record.name).exists():  # complete, of the run before that one
+                shutil.rmtree(self.before, ignore_errors=True)
+            self.before.mkdir(exist_ok=True)
+            for path in self._files():
                 if path.exists():
                     os.replace(path, self.before / path.name)
-        for path in (*kept, self.log):
+        for path in (self.executed, self.path, self.record, self.log):
             path.unlink(missing_ok=True)
+
+    def put_back(self) -> None:
+        """Undo `set_aside`, for a run that could not start."""
+        for path in self._files():
+            if (self.before / path.name).exists():
+                os.replace(self.before / path.name, path)
+        shutil.rmtree(self.before, ignore_errors=True)
+
+    def _files(self) -> tuple[Path, ...]:
+        """What a good run leaves, the record last."""
+        return self.executed, self.path, self.record.with_suffix(".figures"), self.record
 
     def settle(self) -> None:
         """Write the last word; after a success what was set aside is no longer needed."""
+        self.write(finished=True)
         if self.status == "ok":
             self.log.unlink(missing_ok=True)
             shutil.rmtree(self.before, ignore_errors=True)
         else:
             self.record.unlink(missing_ok=True)
-        self.write(finished=True)
 
     def end(self, status: str, error: str | None = None, message: str | None = None) -> None:
         """Set how the run ended."""

@@ -6,20 +6,17 @@ Papermill marks every cell of a killed or timed-out run `completed`; here such a
 
 import os
 import sys
-import threading
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import papermill
-import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 
-from helpers.engine.lock import Lock
+from helpers.lock import Lock
 
 SAVE_EVERY_S = 30
 # Jupyter looks for free ports and the kernel takes them a second later; where another process was faster, the kernel
@@ -45,7 +42,6 @@ def work(
     with target.with_suffix(".log").open("wb") as log:  # what the kernel itself prints, above all when it crashes
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     os.environ.update(environment)
     papermill_engines.register("reporting", _engine(events, load_notebook_node(str(source))))
     try:
@@ -68,15 +64,6 @@ def work(
         events.send(("end", "killed" if died else "error", type(error).__name__, message))
     else:
         events.send(("end", "ok", None, None))
-
-
-def _die_with(parent: int) -> None:
-    """Stop this process and its kernel once the parent is gone: nobody would keep the budgets or write the status."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-    os._exit(1)
 
 
 def _engine(events: Connection, source: Any) -> type[NBClientEngine]:

@@ -226,19 +226,36 @@ def test_refuses_a_missing_runs_folder_and_a_foreign_output_folder(build, fixtur
     nothing = type(fixture_checkout)(root=fixture_checkout.root, runs=tmp_path / "nothing")
     refused(build, nothing, tmp_path / "out", "run the chapters first")
     (tmp_path / "thesis.txt").write_text("mine")
-    refused(build, fixture_checkout, tmp_path, "holds something that is not a book")
+    refused(build, fixture_checkout, tmp_path, "holds what this command has not made: thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_book_in_a_repository_of_its_own_is_not_thrown_away(build, fixture_book, fixture_checkout, tmp_path):
+    """What a person puts beside a rendered book, as in a folder of published pages, is lost in no render."""
+    assert (fixture_book / ".made-by-papers-book").is_file()
+    out = tmp_path / "pages"
+    shutil.copytree(fixture_book, out)
+    (out / "CNAME").write_text("example.org")
+    (out / ".git").mkdir()
+    refused(build, fixture_checkout, out, "holds what this command has not made: .git, CNAME;")
+    assert (out / "CNAME").read_text() == "example.org" and (out / "index.html").is_file()
+
+
+def test_a_file_is_no_place_for_a_book(build, fixture_checkout, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused(build, fixture_checkout, tmp_path / "file", "is not a folder that can be replaced")
 
 
 def test_a_warning_fails_the_build_and_keeps_the_old_book(build, copied_checkout, tmp_path):
     out = tmp_path / "html"
     out.mkdir()
     (out / "objects.inv").write_text("an older book")
+    (out / ".made-by-papers-book").write_text("objects.inv\n")
     page = copied_checkout.root / "book" / "reading.md"
     page.write_text(page.read_text() + "\nSee {ref}`no-such-place`.\n")
     done = build(copied_checkout.runs, out, copied_checkout.root)
     assert done.returncode == 1 and "no-such-place" in done.stderr and "book/reading.md" in done.stderr
-    assert [p.name for p in out.iterdir()] == ["objects.inv"]
+    assert sorted(p.name for p in out.iterdir()) == [".made-by-papers-book", "objects.inv"]
     assert not list(tmp_path.glob(".book-*"))
 
 

@@ -476,7 +476,7 @@ def test_full_preset_runs_whole_on_tiny_saved_models(tmp_path):
     assert run.returncode == 0, out
     record = json.loads(next((tmp_path / "runs").rglob("real_teacher.json")).read_text())
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
-    assert judged == {"C11", "C1b", "C7c", "C8c"}
+    assert judged == {"C11", "C1b", "C1d", "C7c", "C8c"}
     assert all(np.isfinite(metric["value"]) for metric in record["metrics"].values())
 
 

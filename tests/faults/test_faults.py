@@ -245,6 +245,22 @@ WRONG_FILES = {
         "presets.yaml: preset 'public': unknown parameter 'n_itms'",
     ),
     "budget": ("presets.yaml", "memory_gb: 2, cell_s", "memory: 2, cell_s", "presets.yaml: budgets.reduced."),
+    "budget of a number": (
+        "presets.yaml",
+        "budgets:\n",
+        "budgets:\n  1: 2\n",
+        "the key '1' is not text",
+    ),
+    "budget of nothing": ("presets.yaml", "budgets:\n", "budgets:\n  plain: 5\n", "presets.yaml: budgets: a mapping"),
+    "rules": ("presets.yaml", "budgets:\n", "requires: 5\nbudgets:\n", "presets.yaml: requires: a list of rules"),
+    "twice": (
+        "claims.yaml",
+        "  direction: greater",
+        "  direction: greater\n  direction: less",
+        "stands there twice",
+    ),
+    "infinite": ("claims.yaml", "threshold: 0", "threshold: .inf #", "claims.yaml: claim C1: threshold"),
+    "a date": ("claims.yaml", "threshold: 0", "threshold: 2024-13-45 #", "claims.yaml: not valid YAML: month must"),
     "notebook": ("plain.ipynb", "learning_rate: float", "learning_rate: complex", "'learning_rate': type complex"),
 }
 

@@ -8,9 +8,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from helpers.cache import Entry, Store
+from helpers.paths import clear_abandoned
 
 ARRAYS = {
     "ids": np.arange(12, dtype=np.uint16).reshape(3, 4),
@@ -174,6 +176,33 @@ def test_what_a_killed_run_left_goes_and_what_another_is_writing_stays(tmp_path)
     assert not left.exists() and busy.exists()
 
 
+def test_a_damaged_entry_is_read_once_however_often_reading_touches_it(tmp_path, monkeypatch):
+    """Reading changes a file's time of access, and that must not look as if the file were another one."""
+    store = Store(tmp_path, {})
+    store.save("x", {"a": np.ones(4)})
+    path, reads = store.path("x"), []
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+    def touched(*arguments):
+        reads.append(1)
+        os.utime(path, ns=((2**31 + len(reads)) * 10**9, path.stat().st_mtime_ns))
+        return safe_open(*arguments)
+
+    monkeypatch.setattr("helpers.cache.safe_open", touched)
+    assert store.load("x") is None and len(reads) == 1
+
+
+def test_what_still_grows_is_not_abandoned(tmp_path):
+    for name in ("left", "busy"):
+        (tmp_path / f".download-{name}").mkdir()
+        (tmp_path / f".download-{name}" / "part").write_bytes(b"half")
+    long_ago = (time.time() - 7 * 3600,) * 2
+    for path in (tmp_path / ".download-left" / "part", tmp_path / ".download-left", tmp_path / ".download-busy"):
+        os.utime(path, long_ago)
+    clear_abandoned(tmp_path, ".download-*")
+    assert [path.name for path in tmp_path.iterdir()] == [".download-busy"]
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -181,6 +210,9 @@ def test_what_a_killed_run_left_goes_and_what_another_is_writing_stays(tmp_path)
         lambda folder: Store(folder, {"x": np.float32(1)}),
         lambda folder: Store(folder, {}).save("x", {"a": np.array(["text"])}),
         lambda folder: Store(folder, {}).save("x", {"a": np.array([{}])}),
+        lambda folder: Store(folder, {}).save("x", {"a": np.ones(2, complex)}),
+        lambda folder: Store(folder, {}).save("x", {"a": torch.eye(2).to_sparse()}),
+        lambda folder: Store(folder, {}).save("x", {"__metadata__": np.ones(2)}),
         lambda folder: Store(folder, {}).save("x", {}, about={1, 2}),
     ],
 )

@@ -10,10 +10,10 @@ import pytest
 from conftest import CHAPTERS
 from papermill.engines import NBClientEngine
 
-from helpers.engine.execute import find_notebook, pair_up
-from helpers.engine.lock import Lock, LockedError
+from helpers.engine.execute import execute, find_notebook, pair_up
 from helpers.engine.status import Status, short
 from helpers.engine.worker import _engine
+from helpers.lock import Lock, LockedError
 from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
 from helpers.record import Record, record_path, variant
 from helpers.request import resolve
@@ -187,6 +187,62 @@ def test_an_earlier_good_run_is_kept_until_the_next_one_succeeded(tmp_path):
     again.end("ok")
     again.settle()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plain.json", "plain.status.json"]
+
+
+def good_run(folder):
+    path = record(folder / "plain.json")
+    for name, text in (("plain.ipynb", "{}"), ("plain.status.json", "{}"), ("plain.figures/a.csv", "1")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_setting_aside_may_be_interrupted_anywhere(tmp_path, monkeypatch, moves):
+    path, done, replace = good_run(tmp_path), [], os.replace
+
+    def move(source, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", move)
+    with nullcontext() if moves == 4 else pytest.raises(KeyboardInterrupt):
+        Status(PLAIN, path, {"preset": "reduced", "seed": 0}).set_aside()
+    monkeypatch.undo()
+    Status(PLAIN, path, {"preset": "reduced", "seed": 0}).set_aside()
+    kept = sorted(p.name for p in (tmp_path / "plain.before").iterdir())
+    assert kept == ["plain.figures", "plain.ipynb", "plain.json", "plain.status.json"]
+    assert (tmp_path / "plain.before" / "plain.figures" / "a.csv").read_text() == "1"
+
+
+def test_a_run_that_could_not_start_gives_the_earlier_one_back(tmp_path, monkeypatch):
+    request = resolve(PLAIN, "reduced", 0)
+    folder = tmp_path / "reduced" / "seed-0" / "plain"
+    folder.mkdir(parents=True)
+    good_run(folder)
+    before = sorted(p.relative_to(folder) for p in folder.rglob("*"))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Status, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        execute(PLAIN, request, tmp_path)
+    assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == before
+
+
+def test_the_last_word_is_written_before_the_earlier_run_goes(tmp_path, monkeypatch):
+    path = good_run(tmp_path)
+    status = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
+    status.set_aside()
+    record(path)
+    status.end("ok")
+    monkeypatch.setattr("helpers.engine.status.write_atomically", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        status.settle()
+    assert (tmp_path / "plain.before" / "plain.json").exists()
 
 
 @pytest.mark.parametrize(("deaths", "survives"), [(1, True), (2, False)])

@@ -46,9 +46,10 @@ def plain(lm, prompt: str, uniform: torch.Tensor, temperature: float, force_eos:
 
 @pytest.mark.parametrize("prefix", ["", "p o n m . "])
 @pytest.mark.parametrize("max_rows", [1000, 5])
-def test_equals_the_plain_loop(lm, prefix, max_rows):
+@pytest.mark.parametrize("share", [True, False])
+def test_equals_the_plain_loop(lm, prefix, max_rows, share):
     prompts, temperatures = ["a b c", "d", "e f g h a b c d e"], [0.0, 1.0, 1.0, 0.7]
-    options = {"force_eos": True, "hidden_layers": [MLP], "hidden_last_only": True, "prefix": prefix}
+    options = {"force_eos": True, "hidden_layers": [MLP], "hidden_last_only": True, "prefix": prefix, "share": share}
     out = generate(lm, prompts, 6, 4, temperatures, generator=seeded(), max_rows=max_rows, **options)
     uniform = torch.rand(3, 4, 6, generator=seeded())
     lengths = set()
@@ -81,6 +82,20 @@ def test_all_hidden_states_and_residual_stream(lm):
 def test_same_seed_same_samples_and_batch_size_does_not_matter(lm):
     run = lambda rows: generate(lm, ["a b c", "d e"], 5, 8, top_p=0.9, top_k=8, generator=seeded(3), max_rows=rows)  # noqa: E731
     assert run(1000).texts == run(8).texts == run(1).texts
+
+
+def test_samples_that_agree_so_far_are_one_row(lm):
+    """Rows of the model's batch: one a prompt where all samples agree, one a sample where nothing is shared."""
+    rows: list[int] = []
+    hook = lm.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        free = generate(lm, ["a b c", "d"], 4, 3, temperature=0.0, hidden_layers=[MLP])
+        shared, rows[:] = list(rows), []
+        plain = generate(lm, ["a b c", "d"], 4, 3, temperature=0.0, hidden_layers=[MLP], share=False)
+    finally:
+        hook.remove()
+    assert max(shared) == 2 and max(rows) == 6 and free.texts == plain.texts
+    torch.testing.assert_close(free.hidden[MLP], plain.hidden[MLP], atol=1e-5, rtol=1e-5)
 
 
 def test_sampling_follows_the_distribution():

@@ -100,6 +100,13 @@ def test_an_error_output_counts_even_when_the_status_says_ok(run, ename):
             "unreadable",
             "coin.ipynb: not a notebook",
         ),
+        (
+            ".ipynb",
+            '{"cells": 5, "nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+            "unreadable",
+            "coin.ipynb: not",
+        ),
+        (".ipynb", '{"nbformat": 4, "cells": [{"cell_type": -1}]}', "unreadable", "coin.ipynb: not a notebook"),
         (".ipynb", None, "unreadable", "coin.ipynb: no such file"),
         (".status.json", "{", "unreadable", "coin.status.json: not JSON"),
         (".status.json", "{}", "unreadable", "coin.status.json: says no status"),

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from helpers.logprobs import encode_pair, response_logprobs, token_budget_batches
-from helpers.models import load_lm
+from helpers.logprobs import encode_pair, response_logprobs, selected_logprobs, token_budget_batches
+from helpers.models import LanguageModel, load_lm
 
 PAIRS = [
     ("The capital of France is", " Paris."),
@@ -26,6 +27,33 @@ def plain(lm, prompt, response, max_length=2048):
 def test_parity_on_a_tiny_random_model(tiny_lm, budget):
     for got, (prompt, response) in zip(response_logprobs(tiny_lm, PAIRS, token_budget=budget), PAIRS, strict=True):
         np.testing.assert_allclose(got, plain(tiny_lm, prompt, response), atol=1e-5)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL |= {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.Gemma2Config(**SMALL, vocab_size=300, head_dim=16, final_logit_softcapping=0.1),
+        transformers.CohereConfig(**SMALL, vocab_size=300, logit_scale=4.0),
+        transformers.GraniteConfig(**SMALL, vocab_size=300, logits_scaling=0.05),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_output_layers_that_scale_or_bound_their_numbers(config):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    lm = LanguageModel(model, None, "tiny", "")  # type: ignore[arg-type]
+    ids = torch.randint(3, 300, (1, 9))
+    with torch.inference_mode():
+        want = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        hidden = model.base_model(ids).last_hidden_state[0, :-1]
+        got = selected_logprobs(lm, hidden, ids[0, 1:])
+        head_alone = model.lm_head(hidden).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    assert (got - head_alone).abs().max() > 0.01
 
 
 @pytest.mark.slow

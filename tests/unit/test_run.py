@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from helpers import Estimate, Run
 from helpers.engine.calibrate import as_yaml, expectations
+from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError
 from helpers.record import Record
 from helpers.verify import RegressionError
@@ -218,3 +220,62 @@ def test_an_unfinished_run_leaves_an_earlier_record_alone(declared):
     before = path.read_bytes()
     Run("toy", namespace()).metric("x", 2.0)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("unannotated", [5, "missing", np.int64(3), (3,)])
+def test_a_parameter_without_its_annotation_is_read_all_the_same(declared, unannotated):
+    """`n_items = 5` in the parameters cell of an open notebook: no annotation, and not always a plain value."""
+    values = namespace()
+    del values["__annotations__"]["n_items"]
+    if unannotated == "missing":
+        del values["n_items"]
+    else:
+        values["n_items"] = unannotated
+    if unannotated == 5:
+        assert Run("toy", values).changed == {"n_items": 5}
+    else:
+        with pytest.raises(BadRequestError, match="n_items"):
+            Run("toy", values)
+
+
+def ready(values=None):
+    run = Run("toy", values or namespace())
+    run.metric("x", 1.0)
+    run.claim("C1", 1.0, (0.9, 1.1))
+    return run
+
+
+def test_a_parameter_that_is_changed_after_the_start_is_noticed(declared):
+    values = namespace()
+    run = ready(values)
+    values["n_items"] = 5
+    with pytest.raises(ValueError, match="changed after the start of the run: n_items"):
+        run.finish()
+    assert not run.path.exists()
+
+
+def test_the_record_of_a_run_that_is_executed_elsewhere_is_left_alone(declared):
+    run = ready()
+    lock = lock_of(run.path)
+    with pytest.raises(LockedError, match="is being executed by process"):
+        run.finish()
+    lock.release()
+    assert not run.path.exists()
+    assert run.finish() and run.path.exists()
+
+
+def test_figure_data_appears_with_the_record_and_leaves_with_it(declared):
+    def drawn(name, number):
+        run = ready()
+        data = pd.DataFrame({"y": [number]})
+        run.figure(lambda figure: figure.subplots().plot([0, 1]), name, alt="A line that goes up.", data=data)
+        return run
+
+    run = drawn("line", 1)
+    assert not run.path.parent.exists()
+    run.finish()
+    folder = run.path.with_suffix(".figures")
+    drawn("line", 2)  # a run that never ends
+    assert (folder / "line.csv").read_text() == "y\n1\n"
+    drawn("curve", 3).finish()
+    assert [path.name for path in folder.iterdir()] == ["curve.csv"]

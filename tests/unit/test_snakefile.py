@@ -156,7 +156,8 @@ def test_seeds_and_papers_are_chosen_by_config(checkout):
     ("setting", "message"),
     [
         ("preset=reduced; touch x", "unknown preset 'reduced; touch x'"),
-        ("seeds=0-4", "seeds=0-4: whole numbers are needed"),
+        ("seeds=0-4", "seeds=0-4: whole numbers from 0 on are needed"),
+        ("seeds=-1", "seeds=-1: whole numbers from 0 on are needed"),
         ("bias=0.8", "unknown --config key: bias"),
     ],
 )

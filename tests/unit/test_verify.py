@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from helpers.engine.calibrate import _finished, as_yaml, expectations
+from helpers.engine.calibrate import _newer_than_inputs, as_yaml, expectations
 from helpers.record import Record
 from helpers.verify import compare, load_expected
 
@@ -104,12 +104,34 @@ def test_the_file_is_read_as_it_was_written_and_a_wrong_one_is_named(tmp_path):
             load_expected(folder, "p")
 
 
+def test_a_gate_that_is_silently_off_is_refused(tmp_path):
+    """Expected values of another notebook or preset, a tolerance wider than calibration writes it, keys twice."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    good = as_yaml(expectations(five()))
+    assert good.count("tolerance: 0.0456") == 1
+    for old, new, words in (
+        ("paper: p", "paper: q", "speaks of q/q"),
+        ("preset: reduced", "preset: public", "preset"),
+        ("tolerance: 0.0456", "tolerance: 1.0456", "auroc"),
+        ("k: 4", "k: 4\nk: 4", "'k' stands there twice"),
+        ("k: 4", "4: 4", "'4' is not text"),
+    ):
+        (folder / "expected.yaml").write_text(good.replace(old, new))
+        with pytest.raises(ValueError, match=rf"expected\.yaml: .*{words}"):
+            load_expected(folder, "p")
+    wide = expectations(five(null=0.0))
+    assert wide.metrics["auroc"].tolerance < 0.05
+    wide.metrics["auroc"].tolerance = 0.7
+    assert "wider than calibration writes it" in compare(record(0, 0.8, null=0.0), wide)[0]
+
+
 def test_an_interrupted_calibration_reuses_what_is_newer_than_its_inputs(tmp_path):
     notebook, record_file = tmp_path / "p.ipynb", tmp_path / "runs" / "p.json"
     notebook.write_text("{}")
+    assert not _newer_than_inputs(record_file, notebook)
     record(3, 0.8).write(record_file)
-    assert _finished(notebook, 3, record_file.parent).seed == 3
-    assert _finished(notebook, 4, record_file.parent) is None
+    assert _newer_than_inputs(record_file, notebook)
     later = record_file.stat().st_mtime + 10
     os.utime(notebook, (later, later))
-    assert _finished(notebook, 3, record_file.parent) is None
+    assert not _newer_than_inputs(record_file, notebook)

@@ -1,11 +1,15 @@
 """One owner for the files of a run."""
 
-import fcntl
 import os
 from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where only a lone notebook runs; nobody shares its files
+    fcntl = None
 
 
 class LockedError(RuntimeError):
@@ -29,7 +33,8 @@ class Lock:
         while True:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if fcntl:
+                    fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.pread(self.descriptor, 100, 0).decode(errors="replace") or "another process"
                 os.close(self.descriptor)
@@ -50,6 +55,11 @@ class Lock:
     def __reduce__(self) -> tuple:
         """Hand a duplicate of the descriptor to a child process."""
         return _held_lock, (self.path, reduction.DupFd(self.descriptor))
+
+
+def lock_of(record: Path) -> Lock:
+    """Take the lock of the run that a record belongs to; raises LockedError."""
+    return Lock(record.with_name(f".{record.stem}.lock"))
 
 
 def _held_lock(path: Path, duplicate: Any) -> Lock:
