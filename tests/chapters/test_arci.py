@@ -7,6 +7,7 @@ commit, the measures that it uses, and PyHealth 1.1.6's RETAIN layer, on the inp
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,11 @@ FOLDER = "notebooks/arci"
 GOLDEN = json.loads((Path(__file__).parent / "arci_golden.json").read_text())
 RIVALS = ("RETAIN", "Transformer", "Memory")
 NAMES = (
-    *("PLACES", "Linear", "split", "merge", "attend", "VisitAttention", "PathAttention", "contrast", "GRU"),
+    *("PLACES", "Linear", "split", "merge", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU"),
     *("RetainLayer", "Batch", "Dropout", "Levels", "ARCI", "SummedVisits", *RIVALS, "Samples", "build", "code_lists"),
-    *("World", "make_world", "generate", "average_precision", "jaccard", "recall_at", "hit_at", "scores", "loss_of"),
-    *("clip", "Task", "make_task", "Fit", "epoch", "learn", "features", "logistic", "fit_of", "fit_logistic"),
-    *("fit_popularity", "one_width", "inflation", "chosen"),
+    *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
+    *("loss_of", "clip", "Task", "make_task", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
+    *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until"),
 )
 
 
@@ -41,8 +42,8 @@ class FakeRun:
         return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
-SIZES = {"run": FakeRun(), "n_seeds": 2, "dim": 16, "epochs": 2, "batch_size": 16, "dropout": 0.0}
-SIZES |= {"contrast_weight": 0.2, "n_patients": 30}
+SIZES = {"run": FakeRun(), "n_seeds": 2, "n_worlds": 2, "dim": 16, "max_steps": 4, "check": 2, "batch_size": 16}
+SIZES |= {"contrast_weight": 0.2, "patience": 5, "dropout": 0.0, "world_patients": 20, "world_test": 8}
 
 
 @pytest.fixture(scope="module")
@@ -52,27 +53,42 @@ def nb():
 
 @pytest.fixture(scope="module")
 def heads():
-    names = ("Variant", "Network", "divergence", "cka", "favour", "alignment", "build", "Samples", "contrast", "links")
+    names = (
+        "Parts",
+        "maps_of",
+        "divergence",
+        "sharpness",
+        "cka",
+        "favour",
+        "alignment",
+        "links",
+        "own_worlds",
+        "make_world",
+    )
     return lift(f"{FOLDER}/heads.ipynb", names, SIZES)
 
 
 @pytest.fixture(scope="module")
+def choosing():
+    return lift(f"{FOLDER}/choosing.ipynb", ("optimism", "hit_at"), SIZES)
+
+
+@pytest.fixture(scope="module")
 def demo():
-    names = ("Network", "visits_of", "checked", "read_folder", "interaction_rate", "toy", "generated_tables", "jaccard")
+    names = ("visits_of", "checked", "read_folder", "interaction_rate", "toy", "generated_tables", "overlap_of")
     return lift(f"{FOLDER}/demo.ipynb", names, SIZES)
 
 
 @pytest.fixture(scope="module")
 def safety():
-    return lift(
-        f"{FOLDER}/safety.ipynb", ("interaction_term", "pair_counts", "rate", "gate", "Network", "build"), SIZES
-    )
+    names = ("interaction_term", "gated_term", "pair_counts", "rate", "gate", "make_world", "generate")
+    return lift(f"{FOLDER}/safety.ipynb", names, SIZES)
 
 
 @pytest.fixture(scope="module")
 def patients(nb):
     world = nb.make_world(np.random.default_rng(0))
-    return world, nb.generate(np.random.default_rng(1), 60, world)[0]
+    return world, nb.generate(np.random.default_rng(1), 60, world).visits
 
 
 # Released numbers
@@ -99,12 +115,56 @@ def test_both_attention_levels_equal_the_released_layers(nb, case):
     across.join = released_linear(nb, 107, 8, 4)
     outputs, masks = [], []
     for codes in (torch.tensor([[wanted["prev"]]]), torch.tensor([[wanted["cur"]]])):
-        past = (nn.functional.one_hot(codes, 20).sum(2) > 0)[..., 1:].float()
-        outputs.append(within(table, past, codes))
+        outputs.append(within(table, codes))
         masks.append(codes > 0)
     context, C = across(*outputs, *masks)
     for found, name in ((outputs[1], "W_cur"), (context, "context"), (C, "C")):
         np.testing.assert_allclose(found[0, 0].detach(), wanted[name], atol=2e-5)
+
+
+def released_block(nb):
+    """The stacked network as published, with the weights that the golden block states."""
+    net = nb.ARCI(1, torch.Generator(), 12, 8, heads=2, released=True).eval()
+    within, across = net.levels.within, net.levels.across
+    layers = [within.query, within.key, within.value, across.query, across.key, across.now, across.before, across.join]
+
+    def fill(layer, *states):
+        parts = [released_linear(nb, s, layer.weight.shape[1], layer.weight.shape[2] // len(states)) for s in states]
+        layer.weight.data = torch.cat([part.weight.data for part in parts], 2)
+        layer.bias.data = torch.cat([part.bias.data for part in parts], 2)
+
+    for state, layer in enumerate(layers, start=300):
+        fill(layer, state)
+    fill(net.levels.intent, 310, 311)
+    for state, layer in ((320, net.shared), (321, net.combine), (322, net.retain.alpha), (323, net.retain.beta)):
+        fill(layer, state)
+    draw = lambda s, *shape: torch.tensor(np.random.RandomState(s).randn(*shape) / 2, dtype=torch.float32)  # noqa: E731
+    for start, gru in ((330, net.retain.alpha_gru), (340, net.retain.beta_gru)):
+        for k, part in enumerate((gru.input, gru.state)):
+            part.weight.data, part.bias.data = draw(start + k, 24, 8).T[None], draw(start + 2 + k, 24)[None, None]
+    net.levels.codes.data = 2 * draw(350, 12, 8)[None]
+    net.out.weight.data = torch.eye(8, 12)[None]  # the block ends before the last layer: look at its input
+    net.out.bias.data = torch.zeros(1, 1, 12)
+    return net
+
+
+@pytest.mark.parametrize("case", ["three", "second_alone"])
+def test_whole_released_block(nb, case):
+    """All branches at once: mask, padding, empty places, order of features, the library's RETAIN layer, contrast."""
+    golden = GOLDEN["block"]
+    who = golden["patients"] if case == "three" else golden["patients"][1:2]
+    net, past = released_block(nb), torch.zeros((len(who), 4, 12), dtype=torch.bool)
+    for b, visits in enumerate(who):
+        for t, codes in enumerate(visits):
+            past[b, t, torch.tensor(codes) - 1] = True
+    batch = nb.Batch([c[None] for c in nb.code_lists(past)], past[None].float(), torch.tensor([[len(p) for p in who]]))
+    with torch.no_grad():
+        found, apart = net(batch)
+        right = nb.ARCI(1, torch.Generator(), 12, 8, heads=2).eval()
+        right.load_state_dict(net.state_dict())
+        assert not torch.allclose(right(batch)[0], found, atol=1e-2)
+    np.testing.assert_allclose(found[0, :, :8], golden["out"][case]["block"], atol=2e-5, rtol=1e-4)
+    assert float(apart.mean()) == pytest.approx(golden["out"][case]["contrast"], rel=1e-5)
 
 
 def test_contrast_equals_the_released_loss(nb):
@@ -139,7 +199,7 @@ def golden_inputs():
     return y, p, upper | upper.T
 
 
-def test_measures_equal_the_released(nb, safety):
+def test_measures_equal_the_released(nb, safety, choosing):
     y, p, pairs = golden_inputs()
     given = {
         "base": (y, p),
@@ -159,7 +219,7 @@ def test_measures_equal_the_released(nb, safety):
             assert ddi == pytest.approx(wanted[f"DDI_{key}"], abs=2e-6)
         if name in ("base", "five_empty_rows"):  # elsewhere ties decide
             for k in (1, 3, 5):
-                found = float(nb.hit_at(score, labels, k, strict=True).mean())
+                found = float(choosing.hit_at(score, labels, k, strict=True).mean())
                 assert found == pytest.approx(wanted[f"Hit@{k}"], abs=2e-6)
 
 
@@ -262,7 +322,7 @@ def test_network_equals_a_loop_over_patients(nb):
             past[b, t, torch.tensor(codes) - 1] = True
     visits = torch.tensor([len(p) for p in patients])
     none = torch.zeros((5, V), dtype=torch.bool)
-    data = nb.Samples(nb.code_lists(past), past, visits, none, none, torch.arange(5))
+    data = nb.Samples(nb.code_lists(past), past, visits, none, none, torch.arange(5), torch.zeros(5))
     with torch.no_grad():
         logits, loss = net(data.batch(torch.arange(5).expand(2, -1)))
         single = nb.ARCI(1, torch.Generator(), V, 16).eval()
@@ -322,48 +382,7 @@ def test_retain_layer_equals_the_library(nb):
     assert not torch.allclose(found[False], wanted, atol=1e-2)
 
 
-# The other implementations
-
-
-def weights_for_plain(net, plain):
-    """Copy run 0 of the stacked network into a plain one."""
-    levels = net.levels
-    pairs = [(levels.intent, plain.intent), (net.shared, plain.shared), (net.combine, plain.combine)]
-    pairs += [(net.out, plain.out), (net.retain.alpha, plain.retain.alpha), (net.retain.beta, plain.retain.beta)]
-    pairs += [(getattr(levels.within, k), getattr(plain.levels, k)) for k in ("query", "key", "value")]
-    pairs += [(getattr(levels.across, k), getattr(plain.levels, k)) for k in ("before", "now", "join")]
-    pairs += [(getattr(levels.across, k), getattr(plain.levels, f"path_{k}")) for k in ("query", "key")]
-    for mine, theirs in pairs:
-        theirs.weight.data, theirs.bias.data = mine.weight[0].detach().T.contiguous(), mine.bias[0, 0].detach()
-    for name in ("alpha_gru", "beta_gru"):
-        mine, theirs = getattr(net.retain, name), getattr(plain.retain, name)
-        for end, part in (("ih", mine.input), ("hh", mine.state)):
-            getattr(theirs, f"weight_{end}_l0").data = part.weight[0].detach().T.contiguous()
-            getattr(theirs, f"bias_{end}_l0").data = part.bias[0, 0].detach()
-    plain.levels.codes.weight.data[1:] = levels.codes[0].detach()
-
-
-def test_all_implementations_have_one_output(nb, heads, demo, safety, patients):
-    data = nb.build(torch.as_tensor(patients[1]), new=True)
-    net = nb.ARCI(1, torch.Generator().manual_seed(5), 132, 16).eval()
-    others = [heads.Network(132, 16, heads.Variant()), demo.Network(132, 16), safety.Network(132, 16)]
-    with torch.no_grad():
-        logits, apart = net(data.batch(torch.arange(len(data.y))[None]))
-        for plain in others:
-            weights_for_plain(net, plain.eval())
-            found, loss = plain(data.codes, data.visits)
-            torch.testing.assert_close(found, logits[0], atol=2e-5, rtol=1e-4)
-            torch.testing.assert_close(loss, apart[0], atol=2e-3, rtol=1e-3)
-
-
-def test_both_builders_have_the_same_samples(nb, heads, safety, patients):
-    for new, build in ((True, heads.build), (False, safety.build)):
-        mine, theirs = nb.build(torch.as_tensor(patients[1]), new), build(patients[1])
-        order = np.lexsort((np.arange(len(mine.y)), mine.patient.numpy()))  # theirs: patient after patient
-        assert (mine.patient.numpy()[order] == theirs.patient).all()
-        assert torch.equal(mine.y[order], theirs.y) and torch.equal(mine.visits[order], theirs.visits)
-        for a, b in zip(mine.codes, theirs.places, strict=True):
-            assert torch.equal(a[order], b)
+# One text in several notebooks
 
 
 def test_shared_definitions_are_the_same_text():
@@ -378,13 +397,56 @@ def test_shared_definitions_are_the_same_text():
         return {n.name: ast.dump(n) for n in nodes if isinstance(n, ast.FunctionDef | ast.ClassDef)}
 
     main = sources("arci")
+    network = ("Linear", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU", "RetainLayer")
+    network += ("Batch", "Dropout", "Levels", "ARCI", "code_lists", "loss_of", "clip", "average_precision", "Samples")
+    network += ("build", "Task", "scores", "batches", "Watch")
+    world = ("World", "make_world", "Patients", "chance_of", "generate")
+    fits = ("Fit", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
     for name, shared in (
-        ("heads", ("contrast", "World", "make_world", "generate", "average_precision")),
-        ("safety", ("contrast", "World", "make_world", "generate", "average_precision")),
-        ("demo", ("contrast", "average_precision")),
+        ("heads", network + world),
+        ("choosing", (*network, *world, *fits, "make_task", "fit_popularity", "jaccard")),
+        ("safety", (*network, *world, "features", "logistic", "jaccard")),
+        ("demo", (*network, *fits, "jaccard")),
     ):
         other = sources(name)
-        assert all(other[one] == main[one] for one in shared), name
+        assert not [one for one in shared if other[one] != main[one]], name
+
+
+def test_parts_leave_out_what_they_say(heads, nb, patients):
+    """With all parts a variant is ARCI; without paths nothing passes on; the maps are those of the network."""
+    data = nb.build(torch.as_tensor(patients[1]), new=True)
+    rows = torch.arange(24).expand(2, -1)
+    batch = data.batch(rows)
+
+    def make(**options):
+        return heads.Parts(2, torch.Generator().manual_seed(3), 132, 16, dropout=0.0, **options).eval()
+
+    plain = nb.ARCI(2, torch.Generator().manual_seed(3), 132, 16, dropout=0.0).eval()
+    with torch.no_grad():
+        logits, apart = plain(batch)
+        for options, alike in (({}, True), ({"placebo": True}, True), ({"paths": False}, False)):
+            found = make(**options)(batch)
+            assert torch.allclose(found[0], logits, atol=1e-5) == alike
+            assert torch.allclose(found[1], apart, atol=1e-4) == (not options)
+        assert float(make(heads=1)(batch)[1].abs().max()) == 0.0  # one head has no negatives
+        first = data.batch(rows)
+        first.codes[1:] = [torch.zeros_like(codes) for codes in first.codes[1:]]
+        net = make(paths=False)
+        assert torch.allclose(net.look(first)["C"][:, :, 0], net.look(batch)["C"][:, :, 0], atol=1e-6)
+        for attention, codes in zip(heads.maps_of(plain, batch.codes), batch.codes[1:], strict=True):
+            real = (codes > 0)[:, :, None].expand(attention.shape[:-1])
+            assert torch.allclose(attention.sum(-1), real.float(), atol=1e-5)
+
+
+def test_own_worlds_keep_runs_apart(heads):
+    worlds = [heads.make_world(np.random.default_rng(k)) for k in range(2)]
+    task = heads.own_worlds(True, worlds)
+    first = int((task.rows[0] >= 0).sum())
+    assert first == task.rows.shape[1] and task.rows[0].max() < task.rows[1].min()
+    assert task.tested[0].max() < task.tested[1].min() and task.rows.max() < len(task.train.y)
+    for r in range(2):
+        own = task.train.patient[task.rows[r]], task.train.patient[task.held[r]]
+        assert not np.intersect1d(*own).size
 
 
 # Models, training and choosing
@@ -401,24 +463,70 @@ def test_logistic_regression_has_no_gradient_left(nb, patients):
 
 def test_every_model_learns_and_bars_what_was_seen(nb, patients):
     visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], True, True, np.random.default_rng(0))
+    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
     assert not np.intersect1d(task.train.patient[task.rows[0]], task.train.patient[task.held[0]]).size
-    fits = [nb.learn(getattr(nb, k), task, {"rate": 0.01, "dropout": 0.1}, "s", 0.2) for k in ("ARCI", *RIVALS)]
+    setting = {"rate": 0.01, "dropout": 0.1}
+    fits = [nb.learn(getattr(nb, k), task, setting, "s", 0.2) for k in ("ARCI", *RIVALS)]
+    assert [fit.steps.tolist() for fit in fits] == [[2, 4]] * 4
     fits += [nb.fit_logistic(task, {"C": 0.1}), nb.fit_popularity(task)]
     for fit in fits:
         assert torch.isfinite(fit.held).all() and torch.isfinite(fit.test).all()
         assert (fit.scores[task.test.barred.expand(2, -1, -1)] == 0).all()
-    one = nb.learn(nb.RETAIN, task, {"rate": 0.01, "dropout": 0.1}, "s")
+    one = nb.learn(nb.RETAIN, task, setting, "s")
     assert torch.equal(one.scores, fits[1].scores)  # the same stream, the same numbers
+
+
+def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):
+    """Run 0 is best at the second look, run 1 at the first; what comes after a stop does not count."""
+    rows, now = torch.zeros(2, 3, dtype=torch.long), {}
+    part = SimpleNamespace(y=torch.zeros(9, 4))
+    watch = nb.Watch(SimpleNamespace(train=part, test=part, rows=rows, held=rows, tested=rows))
+    space = nb.Watch.look.__globals__
+    monkeypatch.setitem(space, "patience", 2)
+    monkeypatch.setitem(space, "scores", lambda *_: torch.full((2, 3, 4), float(now["step"])))
+    monkeypatch.setitem(space, "average_precision", lambda *_: torch.tensor(now["held"])[:, None])
+    wanted = [[True, True], [True, False], [False, False], [False, False]]
+    for step, held in enumerate([[0.1, 0.5], [0.3, 0.4], [0.2, 0.3], [0.2, 0.9]]):
+        now |= {"step": step, "held": held}
+        assert watch.look(None, step).tolist() == wanted[step]
+    assert watch.done.all() and watch.top.tolist() == pytest.approx([0.3, 0.5])
+    assert [kept[:, 0, 0].tolist() for kept in watch.kept] == [[1, 0]] * 2
+    assert torch.stack(watch.held).argmax(0).tolist() == [1, 0]
 
 
 def test_popularity_ranks_by_counts(nb, patients):
     visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], False, False, np.random.default_rng(0))
-    fit, copy = nb.fit_popularity(task), nb.fit_popularity(task, copy=True)
-    popular = task.train.y[task.rows[0]].float().mean(0)
+    task = nb.make_task(visits[:40], visits[40:], False, np.random.default_rng(0))
+    fit, popular = nb.fit_popularity(task), task.train.y[task.rows[0]].float().mean(0)
     assert popular[fit.scores[0, 0].argmax()] == popular.max()
-    assert torch.equal(copy.scores[0] > 0.5, nb.features(task.test)[:, 132:] > 0)
+
+
+def test_permuted_answers_keep_what_is_barred(nb, patients):
+    visits = torch.as_tensor(patients[1])
+    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
+    mixed = nb.permuted(task)
+    assert not (mixed.train.y & mixed.train.barred).any() and mixed.test is task.test
+    assert torch.equal(mixed.train.past, task.train.past) and not torch.equal(mixed.train.y, task.train.y)
+    assert torch.equal(mixed.train.y.sum(0), task.train.y.sum(0))
+
+
+def test_a_closed_gate_decides_nothing(nb):
+    from helpers.stats import Estimate
+
+    for low, high in ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)):
+        closed = nb.guarded(Estimate((low + high) / 2, low, high, 9), False)
+        assert closed.low <= 0 <= closed.high and closed.value == (low + high) / 2
+        assert nb.guarded(closed, True) is closed
+
+
+def test_map_reads_curves_up_to_the_budget(nb):
+    held = torch.tensor([[0.1, 0.3], [0.2, 0.1], [0.9, 0.2]])
+    test = torch.arange(6.0).view(3, 2, 1)
+    fit = nb.Fit(torch.tensor([10, 20, 30]), held, test, *[torch.zeros(2)] * 3)
+    other = nb.Fit(fit.steps, held - 0.05, test + 10, *[torch.zeros(2)] * 3)
+    for budget, top, score in ((10, [0.1, 0.3], [0, 1]), (20, [0.2, 0.3], [2, 1]), (99, [0.9, 0.3], [4, 1])):
+        found = nb.until([other, fit], budget)
+        assert found[0].tolist() == pytest.approx(top) and found[1][:, 0].tolist() == score
 
 
 def test_measures_against_scikit_learn_with_ties_and_empties(nb):
@@ -434,14 +542,54 @@ def test_measures_against_scikit_learn_with_ties_and_empties(nb):
     assert float(nb.recall_at(torch.tensor(p), torch.tensor(y), 15)[y.any(1)].min()) == 1
 
 
-def test_inflation_of_a_lucky_point(nb):
-    held = torch.tensor([[0.2, 0.2], [0.3, 0.3]])  # (epochs, runs): validation chooses the second
-    test = torch.zeros(2, 2, 4)
-    test[0, :, :2] = 1.0  # the first is good on one half of the test samples, by luck
-    test[1, :, 2:] = 0.1
-    fit = nb.Fit(held, test, torch.zeros(2, 1, 3), torch.zeros(2, 4, 3))
-    found = nb.inflation([fit], np.array([True, True, False, False]))
-    assert np.allclose(found["on test"], 0.45) and np.allclose(found["elsewhere"], -0.05)
+def test_optimism_of_noise_and_of_nothing(choosing):
+    """Of independent looks the best is lucky by the expected maximum; where looks are alike there is no luck."""
+    people, rng = np.repeat(np.arange(300), 2), np.random.default_rng(0)
+    assert (choosing.optimism(np.ones((5, 2, 600)), people, 2) == 0).all()
+    noise = np.repeat(rng.normal(size=(6, 40, 300)), 2, 2)  # both samples of a patient share their luck
+    for groups in (2, 4):
+        found = choosing.optimism(noise, people, groups).mean()
+        assert found == pytest.approx(1.267 / np.sqrt(300 / groups), rel=0.15)
+    better = np.stack([np.ones((2, 600)), np.zeros((2, 600))])  # one look is better for everybody
+    assert (choosing.optimism(better, people, 2) == 0).all()
+
+
+def test_oracle_beats_any_sum_where_sums_fail(nb):
+    """The chance of the oracle is calibrated, and in the world of switches the keys decide."""
+    world = nb.make_world(np.random.default_rng(0))
+    for knobs in ({}, {"switches": True}):
+        patients = nb.generate(np.random.default_rng(1), 400, world, **knobs)
+        chance = nb.oracle(patients, world)
+        earlier = np.logical_or.accumulate(patients.visits, 1)
+        earlier = np.concatenate([np.zeros_like(earlier[:, :1]), earlier[:, :-1]], 1)
+        free = ~earlier & patients.visits.any(2)[..., None] & (world.owner >= 0)
+        assert patients.visits[free].mean() == pytest.approx(chance[free].mean(), rel=0.1)
+    on = np.logical_xor(*patients.visits[:, 0][:, world.keys.T].transpose(1, 0, 2))
+    assert ((patients.pull[:, 1][:, [np.flatnonzero(world.owner == k)[0] for k in range(4)]] > 0) == on).all()
+    assert abs(on.mean() - 0.5) < 0.1
+
+
+def test_planted_interactions_give_a_conflict(safety):
+    """In every world prescribed pairs interact more often than pairs at random, and above the released gate."""
+    rates = []
+    for k in range(6):
+        world = safety.make_world(np.random.default_rng(k))
+        visits = safety.generate(np.random.default_rng(k + 50), 80, world).visits
+        sets = torch.tensor(visits[visits.any(2)])
+        rates.append(safety.rate(safety.pair_counts(sets, torch.tensor(world.interact)).numpy()))
+        assert rates[-1] > world.interact.sum() / (132 * 131)
+    assert 0.045 < np.mean(rates) < 0.075  # the open sample has .059
+
+
+def test_term_of_a_closed_gate_is_left_out(safety):
+    pairs = torch.zeros(2, 4, 4)
+    pairs[0, 0, 1] = pairs[0, 1, 0] = 1.0  # run 0 has an interacting pair among its likely drugs, run 1 has none
+    logits = torch.tensor([2.0, 2.0, -3.0, -3.0]).expand(2, 3, 4).clone().requires_grad_()
+    term, is_open = safety.gated_term(logits, 0.05, True, pairs)
+    p = logits[0].sigmoid().detach()
+    assert is_open.tolist() == [1, 0]
+    assert float(term) == pytest.approx(0.05 * float(safety.interaction_term(p, pairs[0])), rel=1e-5)
+    assert safety.gated_term(logits, 0.05, False, pairs)[1].tolist() == [1, 1]
 
 
 def test_gradients_are_clipped_run_by_run(nb):
@@ -458,8 +606,10 @@ def test_gradients_are_clipped_run_by_run(nb):
 
 def test_measures_of_heads(heads):
     rng = np.random.default_rng(0)
-    same = torch.full((3, 4, 2, 5), 0.2)
-    assert np.allclose(heads.divergence([same]), 0, atol=1e-6)
+    same = torch.full((2, 3, 4, 2, 5), 0.2)
+    assert np.allclose(heads.divergence([same]), 0, atol=1e-6) and np.allclose(heads.sharpness([same]), 0, atol=1e-6)
+    one = nn.functional.one_hot(torch.zeros(2, 3, 4, 2, dtype=torch.long), 5).float().clamp(min=1e-7)
+    assert (heads.sharpness([one]) > 0.99).all()
     x = torch.tensor(rng.normal(size=(400, 5)))
     assert heads.cka(x, 3 * x) == pytest.approx(1) and heads.cka(x, torch.tensor(rng.normal(size=(400, 5)))) < 0.05
     assert np.isnan(heads.alignment(np.zeros((4, 5)), np.zeros(5), np.zeros(5, int), rng))
@@ -516,7 +666,11 @@ def test_interaction_rates_have_one_value(demo, safety):
 @pytest.mark.parametrize(
     ("notebook", "preset", "values"),
     [
-        ("arci", "gpu", {"sizes": "[60, 70]", "n_test": 40, "n_seeds": 2, "n_trials": 1, "epochs": 1, "dim": 8}),
+        (
+            "heads",
+            "gpu",
+            {"world_patients": 60, "world_test": 40, "n_worlds": 2, "max_steps": 10, "check": 10, "dim": 8},
+        ),
     ],
 )
 def test_larger_presets_run_on_the_smallest_thing(execute, notebook, preset, values):
@@ -529,11 +683,46 @@ def test_larger_presets_run_on_the_smallest_thing(execute, notebook, preset, val
 # The gate
 
 
+def calibrated(name):
+    """Skip where five seeds of a notebook were not run yet: there is no gate."""
+    return pytest.mark.skipif(not Path(FOLDER, name).exists(), reason="not calibrated yet")
+
+
 @pytest.mark.sabotage
 @pytest.mark.slow
-def test_answers_of_other_patients_are_noticed():
-    """The demo with every last visit taken from another patient: copying must stop to help."""
-    line = "last, y, owner = hot[later - 1], hot[later], person[later]"
-    broken = line.replace("hot[later - 1]", "np.roll(hot[later - 1], 9, 0)")
-    error = sabotage("arci", {line: broken, "epochs: int = 12": "epochs: int = 1"}, notebook="demo")
-    assert error.startswith("RegressionError")
+def test_a_transposed_mask_is_noticed():
+    """The published mask in place of the right one: the first check of the page fails."""
+    line = "columns, rows = (here, before & here[..., :1]) if self.released else (before, here)"
+    error = sabotage("arci", {line: "columns, rows = here, before & here[..., :1]"})
+    assert error.startswith("AssertionError")
+
+
+@pytest.mark.sabotage
+@pytest.mark.slow
+def test_interactions_without_a_conflict_are_noticed():
+    """Interactions among rare drugs only: the page on safety stops before any training."""
+    broken = "np.where(leads + leads.T > 0, 0.0, np.where(both, 0.0, 0.02))"
+    line = "np.where(leads + leads.T > 0, 0.5, np.where(both, 0.08, 0.02))"
+    error = sabotage("arci", {line: broken}, notebook="safety")
+    assert error.startswith("AssertionError: no conflict")
+
+
+@pytest.mark.sabotage
+@pytest.mark.slow
+@calibrated("expected.yaml")
+def test_histories_of_other_patients_are_noticed():
+    """The regression reads the histories of other samples: its gain over popularity is gone before any network."""
+    line = "return torch.cat([data.past.any(1), last], 1).float()"
+    error = sabotage("arci", {line: f"{line}.roll(7, 0)"})
+    assert error.startswith("RegressionError") and "logistic minus popularity" in error
+
+
+@pytest.mark.sabotage
+@pytest.mark.slow
+@calibrated("demo.expected.yaml")
+def test_last_visits_of_other_patients_are_noticed():
+    """The demo with every last visit taken from another sample: copying must stop to help."""
+    line = "last = features(data)[:, V:].cpu() * 0.5 * copy"
+    broken = line.replace("features(data)[:, V:]", "features(data)[:, V:].roll(9, 0)")
+    error = sabotage("arci", {line: broken}, notebook="demo")
+    assert error.startswith("RegressionError") and "copy minus popularity" in error
