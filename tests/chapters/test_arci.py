@@ -669,9 +669,12 @@ def test_interaction_rates_have_one_value(demo, safety):
     ("notebook", "preset", "values"),
     [
         (
-            "heads",
+            "choosing",
             "gpu",
-            {"world_patients": 60, "world_test": 40, "n_worlds": 2, "max_steps": 10, "check": 10, "dim": 8},
+            {
+                **{"sizes": "[60, 64]", "n_test": 40, "n_seeds": 2, "max_steps": 10, "check": 5, "dim": 8},
+                **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
+            },
         ),
     ],
 )
