@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from safetensors.torch import save_file
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForSequenceClassification
 
-from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
 

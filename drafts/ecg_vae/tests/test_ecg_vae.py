@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lift import lift
 from sklearn.decomposition import PCA
 
-from helpers.engine.lift import lift
 from helpers.stats import auroc
 
 FOLDER = "notebooks/ecg_vae"
