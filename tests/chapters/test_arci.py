@@ -13,10 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch import nn
-
-from helpers.engine.lift import lift, sabotage
 
 FOLDER = "notebooks/arci"
 GOLDEN = json.loads((Path(__file__).parent / "arci_golden.json").read_text())
