@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_run import FakeRun
 from lift import lift, sabotage
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
@@ -41,18 +42,6 @@ NAMES = (
     ),
     *("compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
 )
-
-
-class FakeRun:
-    """The two random sources of `Run`, without a record."""
-
-    device = torch.device("cpu")
-
-    def rng(self, stream=0):
-        return np.random.default_rng([7, sum(map(ord, str(stream)))])
-
-    def torch_generator(self, stream=0):
-        return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
 SIZES = {"n_source": 24, "n_seeds": 2, "n_folds": 3, "epochs": 2, "batch_size": 8, "hidden": 6, "ETAS": [4e-4, 0.1]}

@@ -128,10 +128,11 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "store = Store(sys.argv[1], {})\n"
-        "print([store.get(n, lambda: {'a': np.ones(10_000)})['a'].sum() for n in 'xy'])\n"
+        "print([float(store.get(n, lambda: {'a': np.ones(10_000)})['a'].sum()) for n in 'xy'])\n"
         "print(list(store.folder.iterdir()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    # -B: under the limit Python would cut the bytecode of what it imports, and leave it in the environment
+    done = subprocess.run([sys.executable, "-B", "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1] == "[]" and len(done.stderr.splitlines()) == 1
     assert "cannot be written to" in done.stderr
