@@ -4,10 +4,12 @@ The numbers in GOLDEN were made by executing the released layers (ARCI e0fac8e),
 commit, the measures that it uses, and PyHealth 1.1.6's RETAIN layer, on the inputs that each entry states.
 """
 
+import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ NAMES = (
     *("RetainLayer", "Batch", "Dropout", "Levels", "ARCI", "SummedVisits", *RIVALS, "Samples", "build", "code_lists"),
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
     *("loss_of", "clip", "Task", "make_task", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
-    *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until"),
+    *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "late", "kept"),
 )
 
 
@@ -42,7 +44,17 @@ class FakeRun:
 
 
 SIZES = {"run": FakeRun(), "n_seeds": 2, "n_worlds": 2, "dim": 16, "max_steps": 4, "check": 2, "batch_size": 16}
-SIZES |= {"contrast_weight": 0.2, "patience": 5, "dropout": 0.0, "world_patients": 20, "world_test": 8}
+SIZES |= {
+    "cells": {},
+    "BUDGETS": [],
+    "preset": "reduced",
+    "trainings": None,
+    "contrast_weight": 0.2,
+    "patience": 5,
+    "dropout": 0.0,
+    "world_patients": 20,
+    "world_test": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +74,7 @@ def heads():
         "alignment",
         "links",
         "own_worlds",
+        "numbered",
         "make_world",
     )
     return lift(f"{FOLDER}/heads.ipynb", names, SIZES)
@@ -383,6 +396,96 @@ def test_retain_layer_equals_the_library(nb):
     assert not torch.allclose(found[False], wanted, atol=1e-2)
 
 
+# PyHealth, where it is installed
+
+
+@pytest.fixture
+def pyhealth(monkeypatch):
+    """Modules of PyHealth by path, executed by themselves: its package imports readers of raw data that we do not need.
+
+    It is no extra of this book: PyHealth 1.1.6 asks for pandas below 2 and urllib3 up to 1.26.15, so no resolver finds
+    it beside our pins. `pip install --no-deps pyhealth==1.1.6` is enough for these tests; they were passed with it.
+    """
+    found = importlib.util.find_spec("pyhealth")
+    if found is None:
+        pytest.skip("PyHealth is not installed: its pandas < 2 excludes the one of this book (use pip --no-deps)")
+    names = {"pyhealth": {"BASE_CACHE_PATH": ""}, "pyhealth.medcode": {"ATC": None}}
+    names |= {"pyhealth.datasets": {"SampleEHRDataset": None, "SampleBaseDataset": None}}
+    names |= {"pyhealth.models": {"BaseModel": nn.Module}, "pyhealth.metrics": {"ddi_rate_score": None}}
+    for name, values in names.items():
+        module = ModuleType(name)
+        vars(module).update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def load(path):
+        name = f"pyhealth.{path.replace('/', '.')}"
+        spec = importlib.util.spec_from_file_location(name, Path(found.submodule_search_locations[0], f"{path}.py"))
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        setattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2], module)
+        return module
+
+    return load
+
+
+def stack_of(linear, layer):
+    """Give a linear layer of the library the weights of the first of our stacked ones."""
+    linear.weight.data, linear.bias.data = layer.weight[0].detach().T.contiguous(), layer.bias[0, 0].detach()
+
+
+def test_retain_equals_pyhealth(nb, pyhealth):
+    """The library's layer on rows of one to four visits, ours behind `released`, the same weights."""
+    ours = nb.RetainLayer(1, torch.Generator().manual_seed(0), 6, released=True)
+    theirs = pyhealth("models/retain").RETAINLayer(6, dropout=0.0)
+    for name in ("alpha", "beta"):
+        gru, mine = getattr(theirs, f"{name}_gru"), getattr(ours, f"{name}_gru")
+        for key, part in (("ih", mine.input), ("hh", mine.state)):
+            getattr(gru, f"weight_{key}_l0").data = part.weight[0].detach().T.contiguous()
+            getattr(gru, f"bias_{key}_l0").data = part.bias[0, 0].detach()
+        stack_of(getattr(theirs, f"{name}_li"), getattr(ours, name))
+    visits = torch.tensor([4, 2, 1, 3])
+    mask = torch.arange(4) < visits[:, None]
+    x = torch.randn((4, 4, 6), generator=torch.Generator().manual_seed(1)) * mask[..., None]
+    torch.testing.assert_close(ours(x[None], visits[None])[0], theirs(x, mask), atol=1e-6, rtol=1e-5)
+
+
+def test_memory_equals_pyhealth_without_graphs(nb, pyhealth, monkeypatch):
+    """GAMENet's layer with a learned bank in place of its graphs, on patients whose four places are filled."""
+    pyhealth("models/utils")
+    net = nb.Memory(1, torch.Generator().manual_seed(0), 12, 8, dropout=0.0).eval()
+    layer = pyhealth("models/gamenet").GAMENetLayer(8, torch.eye(12), torch.eye(12), dropout=0.0)
+    monkeypatch.setattr(layer.ehr_gcn, "forward", lambda: net.bank[0])
+    monkeypatch.setattr(layer.ddi_gcn, "forward", lambda: torch.zeros(12, 8))
+    layer.beta.data.zero_()
+    stack_of(layer.fc, net.out)
+    past = torch.rand((5, 4, 12), generator=torch.Generator().manual_seed(1)) < 0.4
+    batch = nb.Batch([], past[None].float(), torch.full((1, 5), 4))
+    with torch.no_grad():
+        states = net.gru(net.visits(batch))[0]
+        given = torch.cat([past[:, 1:], past[:, :1]], 1).float()  # the layer leaves the last row out
+        wanted = layer(states, given, torch.zeros(5, 12))[1]
+        torch.testing.assert_close(net(batch)[0][0].sigmoid(), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_measures_equal_pyhealth(nb, safety, pyhealth):
+    """Average precision, sets and interaction rate, with ties, rows without a true drug, and empty sets."""
+    y, p, pairs = golden_inputs()
+    p, y = p.round(1), y & (np.arange(40)[:, None] > 3)
+    p[10:14] = 0.0
+    pyhealth("metrics/calibration")
+    names = ["pr_auc_samples", "jaccard_samples", "f1_samples"]
+    wanted = pyhealth("metrics/multilabel").multilabel_metrics_fn(y.astype(int), p, names, threshold=0.35)
+    score, true = torch.tensor(p), torch.tensor(y)
+    J = nb.jaccard(score > 0.35, true).double()
+    found = [float(v.double().mean()) for v in (nb.average_precision(score, true), J, 2 * J / (1 + J))]
+    assert found == pytest.approx([wanted[name] for name in names], abs=1e-6)
+    lists = [np.flatnonzero(row) for row in p > 0.35]
+    rate = pyhealth("metrics/drug_recommendation").ddi_rate_score(lists, pairs)
+    assert safety.rate(safety.pair_counts(score > 0.35, torch.tensor(pairs)).numpy()) == pytest.approx(rate)
+
+
 # One text in several notebooks
 
 
@@ -448,6 +551,22 @@ def test_own_worlds_keep_runs_apart(heads):
     for r in range(2):
         own = task.train.patient[task.rows[r]], task.train.patient[task.held[r]]
         assert not np.intersect1d(*own).size
+
+
+def test_what_is_cut_is_a_random_part(nb, heads, patients):
+    """Runs have equally many rows; the late visits must not be the ones that are lost."""
+    worlds = [heads.make_world(np.random.default_rng(k)) for k in range(2)]
+    task = heads.own_worlds(True, worlds)
+    lost = [n for n in range(len(task.train.y)) if n not in set(torch.cat([*task.rows, *task.held]).tolist())]
+    assert lost and min(task.train.when[task.rows.max(1).values]) >= 0
+    samples = [SimpleNamespace(y=torch.zeros(400)), SimpleNamespace(y=torch.zeros(100))]
+    rows = heads.numbered(samples, [torch.arange(400), torch.arange(100)])
+    assert rows.shape == (2, 100) and len(set(rows[0].tolist())) == 100 and rows[1].min() >= 400
+    assert rows[0].float().mean() == pytest.approx(200, abs=40)  # not the first hundred
+    visits = torch.as_tensor(patients[1])
+    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
+    for rows in (*task.rows, *task.held):
+        assert len(rows.unique()) == len(rows) and not torch.equal(rows, rows.sort().values)
 
 
 # Models, training and choosing
@@ -518,6 +637,29 @@ def test_a_closed_gate_decides_nothing(nb):
         closed = nb.guarded(Estimate((low + high) / 2, low, high, 9), False)
         assert closed.low <= 0 <= closed.high and closed.value == (low + high) / 2
         assert nb.guarded(closed, True) is closed
+
+
+def test_what_the_last_doubling_brought(nb, monkeypatch):
+    """Only a gain of ARCI counts; with one budget there is none."""
+    space = nb.late.__globals__
+    cells = {("sums", "all", b): {"A7": SimpleNamespace(value=v)} for b, v in ((10, -0.9), (20, -0.3), (40, -0.1))}
+    monkeypatch.setitem(space, "cells", cells)
+    for budgets, wanted in (([10, 20, 40], 0.2), ([10, 20], 0.6), ([40, 20], 0.0), ([40], 0.0)):
+        monkeypatch.setitem(space, "BUDGETS", budgets)
+        assert nb.late("sums", "A7") == pytest.approx(wanted)
+
+
+def test_finished_trainings_are_kept(nb, tmp_path, monkeypatch):
+    """A second start takes what the first has finished; other parameters start anew."""
+    from helpers.cache import Store
+
+    fit = nb.Fit(*(torch.rand(2, 3) for _ in range(6)))
+    for where, makes in (({"a": 1}, 1), ({"a": 1}, 0), ({"a": 2}, 1)):
+        made = []
+        monkeypatch.setitem(nb.kept.__globals__, "trainings", Store(tmp_path / "work", {"parameters": where}))
+        monkeypatch.setitem(nb.kept.__globals__, "preset", "full")
+        found = nb.kept("one", lambda: made.append(1) or fit)  # noqa: B023
+        assert len(made) == makes and torch.equal(found.test, fit.test)
 
 
 def test_map_reads_curves_up_to_the_budget(nb):
@@ -608,9 +750,14 @@ def test_gradients_are_clipped_run_by_run(nb):
 def test_measures_of_heads(heads):
     rng = np.random.default_rng(0)
     same = torch.full((2, 3, 4, 2, 5), 0.2)
-    assert np.allclose(heads.divergence([same]), 0, atol=1e-6) and np.allclose(heads.sharpness([same]), 0, atol=1e-6)
-    one = nn.functional.one_hot(torch.zeros(2, 3, 4, 2, dtype=torch.long), 5).float().clamp(min=1e-7)
-    assert (heads.sharpness([one]) > 0.99).all()
+    codes = [torch.ones(2, 3, 5, dtype=torch.long)]
+    assert np.allclose(heads.divergence([same]), 0, atol=1e-6)
+    assert np.allclose(heads.sharpness([same], codes), 0, atol=1e-6)
+    one = nn.functional.one_hot(torch.zeros(2, 3, 4, 2, dtype=torch.long), 5).float()
+    assert np.allclose(heads.sharpness([one], codes), 1)  # weights that underflowed still count as places
+    two = torch.tensor([0.999, 0.001, 0, 0, 0]).expand(2, 3, 4, 2, 5)
+    wanted = 1 + (0.999 * math.log2(0.999) + 0.001 * math.log2(0.001)) / math.log2(5)
+    assert np.allclose(heads.sharpness([two], codes), wanted, atol=1e-5)
     x = torch.tensor(rng.normal(size=(400, 5)))
     assert heads.cka(x, 3 * x) == pytest.approx(1) and heads.cka(x, torch.tensor(rng.normal(size=(400, 5)))) < 0.05
     assert np.isnan(heads.alignment(np.zeros((4, 5)), np.zeros(5), np.zeros(5, int), rng))
