@@ -26,8 +26,9 @@ NAMES = (
     *("PLACES", "Linear", "split", "merge", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU"),
     *("RetainLayer", "Batch", "Dropout", "Levels", "ARCI", "SummedVisits", *RIVALS, "Samples", "build", "code_lists"),
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
-    *("loss_of", "clip", "Task", "make_task", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
+    *("loss_of", "clip", "Task", "own_worlds", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
     *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "late", "kept"),
+    *("exactly_one", "numbered"),
 )
 
 
@@ -43,9 +44,10 @@ class FakeRun:
         return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
-SIZES = {"run": FakeRun(), "n_seeds": 2, "n_worlds": 2, "dim": 16, "max_steps": 4, "check": 2, "batch_size": 16}
+SIZES = {"run": FakeRun(), "n_worlds": 2, "dim": 16, "max_steps": 4, "check": 2, "batch_size": 16}
 SIZES |= {
     "cells": {},
+    "worlds": [],
     "BUDGETS": [],
     "preset": "reduced",
     "trainings": None,
@@ -73,8 +75,8 @@ def heads():
         "favour",
         "alignment",
         "links",
-        "own_worlds",
-        "numbered",
+        "mean_of",
+        "going_on",
         "make_world",
     )
     return lift(f"{FOLDER}/heads.ipynb", names, SIZES)
@@ -505,15 +507,19 @@ def test_shared_definitions_are_the_same_text():
     network += ("Batch", "Dropout", "Levels", "ARCI", "code_lists", "loss_of", "clip", "average_precision", "Samples")
     network += ("build", "Task", "scores", "batches", "Watch")
     world = ("World", "make_world", "Patients", "chance_of", "generate")
+    own = ("Task", "joined", "numbered", "own_worlds")
     fits = ("Fit", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
     for name, shared in (
-        ("heads", network + world),
-        ("choosing", (*network, *world, *fits, "make_task", "fit_popularity", "jaccard")),
-        ("safety", (*network, *world, "features", "logistic", "jaccard")),
+        ("heads", network + world + own),
+        ("choosing", (*network, *world, *own, *fits, "permuted", "fit_popularity", "jaccard")),
+        ("safety", (*network, *world, *own, "features", "logistic", "jaccard")),
         ("demo", (*network, *fits, "jaccard")),
     ):
         other = sources(name)
         assert not [one for one in shared if other[one] != main[one]], name
+    each = {name: sources(name) for name in ("heads", "safety", "demo")}
+    assert each["heads"]["going_on"] == each["safety"]["going_on"] == each["demo"]["going_on"]
+    assert each["heads"]["kept"] == each["safety"]["kept"]
 
 
 def test_parts_leave_out_what_they_say(heads, nb, patients):
@@ -542,29 +548,37 @@ def test_parts_leave_out_what_they_say(heads, nb, patients):
             assert torch.allclose(attention.sum(-1), real.float(), atol=1e-5)
 
 
-def test_own_worlds_keep_runs_apart(heads):
-    worlds = [heads.make_world(np.random.default_rng(k)) for k in range(2)]
-    task = heads.own_worlds(True, worlds)
+@pytest.fixture(scope="module")
+def two_worlds(nb):
+    """Visits of two worlds, 28 patients each."""
+    worlds = [nb.make_world(np.random.default_rng(k)) for k in range(2)]
+    return [torch.as_tensor(nb.generate(np.random.default_rng(k + 9), 28, w).visits) for k, w in enumerate(worlds)]
+
+
+def test_own_worlds_keep_runs_apart(nb, two_worlds):
+    task = nb.own_worlds(True, two_worlds, 20, 20)
     first = int((task.rows[0] >= 0).sum())
     assert first == task.rows.shape[1] and task.rows[0].max() < task.rows[1].min()
     assert task.tested[0].max() < task.tested[1].min() and task.rows.max() < len(task.train.y)
     for r in range(2):
         own = task.train.patient[task.rows[r]], task.train.patient[task.held[r]]
-        assert not np.intersect1d(*own).size
+        assert not np.intersect1d(*own).size and len(own[1].unique()) <= 4
+        alone = nb.build(two_worlds[r][20:], True)
+        offset = int(task.tested[r].min()) if r == 0 else len(nb.build(two_worlds[0][20:], True).y)
+        assert torch.equal(task.test.y[task.tested[r]], alone.y[task.tested[r] - offset])
+    small = nb.own_worlds(True, two_worlds, 10, 20)  # nested sizes: the same test, the first patients
+    assert torch.equal(small.tested, task.tested) and small.train.patient.max() < 10
 
 
-def test_what_is_cut_is_a_random_part(nb, heads, patients):
+def test_what_is_cut_is_a_random_part(nb, two_worlds):
     """Runs have equally many rows; the late visits must not be the ones that are lost."""
-    worlds = [heads.make_world(np.random.default_rng(k)) for k in range(2)]
-    task = heads.own_worlds(True, worlds)
+    task = nb.own_worlds(True, two_worlds, 20, 20)
     lost = [n for n in range(len(task.train.y)) if n not in set(torch.cat([*task.rows, *task.held]).tolist())]
     assert lost and min(task.train.when[task.rows.max(1).values]) >= 0
     samples = [SimpleNamespace(y=torch.zeros(400)), SimpleNamespace(y=torch.zeros(100))]
-    rows = heads.numbered(samples, [torch.arange(400), torch.arange(100)])
+    rows = nb.numbered(samples, [torch.arange(400), torch.arange(100)])
     assert rows.shape == (2, 100) and len(set(rows[0].tolist())) == 100 and rows[1].min() >= 400
     assert rows[0].float().mean() == pytest.approx(200, abs=40)  # not the first hundred
-    visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
     for rows in (*task.rows, *task.held):
         assert len(rows.unique()) == len(rows) and not torch.equal(rows, rows.sort().values)
 
@@ -583,7 +597,7 @@ def test_logistic_regression_has_no_gradient_left(nb, patients):
 
 def test_every_model_learns_and_bars_what_was_seen(nb, patients):
     visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
+    task = nb.own_worlds(True, [visits, visits.flip(0)], 40, 40)
     assert not np.intersect1d(task.train.patient[task.rows[0]], task.train.patient[task.held[0]]).size
     setting = {"rate": 0.01, "dropout": 0.1}
     fits = [nb.learn(getattr(nb, k), task, setting, "s", 0.2) for k in ("ARCI", *RIVALS)]
@@ -591,7 +605,7 @@ def test_every_model_learns_and_bars_what_was_seen(nb, patients):
     fits += [nb.fit_logistic(task, {"C": 0.1}), nb.fit_popularity(task)]
     for fit in fits:
         assert torch.isfinite(fit.held).all() and torch.isfinite(fit.test).all()
-        assert (fit.scores[task.test.barred.expand(2, -1, -1)] == 0).all()
+        assert (fit.scores[task.test.barred[task.tested]] == 0).all()
     one = nb.learn(nb.RETAIN, task, setting, "s")
     assert torch.equal(one.scores, fits[1].scores)  # the same stream, the same numbers
 
@@ -616,18 +630,37 @@ def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):
 
 def test_popularity_ranks_by_counts(nb, patients):
     visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], False, np.random.default_rng(0))
+    task = nb.own_worlds(False, [visits, visits.flip(0)], 40, 40)
     fit, popular = nb.fit_popularity(task), task.train.y[task.rows[0]].float().mean(0)
     assert popular[fit.scores[0, 0].argmax()] == popular.max()
 
 
 def test_permuted_answers_keep_what_is_barred(nb, patients):
     visits = torch.as_tensor(patients[1])
-    task = nb.make_task(visits[:40], visits[40:], True, np.random.default_rng(0))
+    task = nb.own_worlds(True, [visits, visits.flip(0)], 40, 40)
     mixed = nb.permuted(task)
     assert not (mixed.train.y & mixed.train.barred).any() and mixed.test is task.test
     assert torch.equal(mixed.train.past, task.train.past) and not torch.equal(mixed.train.y, task.train.y)
-    assert torch.equal(mixed.train.y.sum(0), task.train.y.sum(0))
+    for one in torch.cat([task.rows, task.held], 1):  # answers stay in their world
+        assert torch.equal(mixed.train.y[one].sum(0), task.train.y[one].sum(0))
+
+
+def test_columns_that_a_sum_cannot_make(nb, monkeypatch):
+    """Exactly one of two keys, by the world of each run; a regression that is given them finds a pure product."""
+    worlds = [SimpleNamespace(keys=np.array([[0, 1], [2, 3]])), SimpleNamespace(keys=np.array([[3, 0], [1, 2]]))]
+    monkeypatch.setitem(nb.exactly_one.__globals__, "worlds", worlds)
+    past = torch.zeros(3, 4, 6, dtype=torch.bool)
+    past[0, 0, 0] = past[1, 0, 0] = past[1, 2, 1] = past[2, 3, 2] = True
+    found = nb.exactly_one(SimpleNamespace(past=past), torch.tensor([[0, 1, 2], [2, 1, 0]]))
+    assert found.tolist() == [[[1, 0], [0, 0], [0, 1]], [[0, 1], [1, 1], [1, 0]]]
+
+
+def test_a_verdict_is_stretched_by_what_still_moves(heads):
+    from helpers.stats import Estimate
+
+    for half, low, high in ((0.2, 0.1, 0.3), (0.0, 0.1, 0.5), (0.5, -0.2, 0.3)):  # rose by .2, fell by .3
+        found = heads.going_on(Estimate(0.2, 0.1, 0.3, 4), half)
+        assert (found.value, found.low, found.high) == pytest.approx((0.2, low, high))
 
 
 def test_a_closed_gate_decides_nothing(nb):
@@ -688,13 +721,14 @@ def test_measures_against_scikit_learn_with_ties_and_empties(nb):
 def test_optimism_of_noise_and_of_nothing(choosing):
     """Of independent looks the best is lucky by the expected maximum; where looks are alike there is no luck."""
     people, rng = np.repeat(np.arange(300), 2), np.random.default_rng(0)
-    assert (choosing.optimism(np.ones((5, 2, 600)), people, 2) == 0).all()
+    people = np.broadcast_to(people, (40, 600))
+    assert (choosing.optimism(np.ones((5, 2, 600)), people[:2], 2) == 0).all()
     noise = np.repeat(rng.normal(size=(6, 40, 300)), 2, 2)  # both samples of a patient share their luck
     for groups in (2, 4):
         found = choosing.optimism(noise, people, groups).mean()
         assert found == pytest.approx(1.267 / np.sqrt(300 / groups), rel=0.15)
     better = np.stack([np.ones((2, 600)), np.zeros((2, 600))])  # one look is better for everybody
-    assert (choosing.optimism(better, people, 2) == 0).all()
+    assert (choosing.optimism(better, people[:2], 2) == 0).all()
 
 
 def test_oracle_beats_any_sum_where_sums_fail(nb):
@@ -747,17 +781,38 @@ def test_gradients_are_clipped_run_by_run(nb):
     assert all(float(a) == pytest.approx(min(float(w), 1.0), rel=1e-5) for a, w in zip(after, wanted, strict=True))
 
 
+@pytest.mark.parametrize("notebook", ["heads", "safety"])
+def test_each_budget_has_its_own_best_setting(notebook):
+    """Run 0 is best with the second setting at the end and with the first one after half; run 1 the other way round."""
+    tops = {"first": ([1.0, 9.0], [8.0, 1.0]), "second": ([5.0, 2.0], [3.0, 7.0])}  # whole, half
+
+    def kept(name, _):
+        whole, half = tops["first" if "first" in name else "second"]
+        mark = 1.0 if "first" in name else 2.0
+        return {f"{w} {k}": torch.tensor(v) for w, top in (("whole", whole), ("half", half))
+                for k, v in (("top", top), ("mark", [mark, mark]))}  # fmt: skip
+
+    grid = {"SETTINGS": ["first", "second"], "TRIED": ["first", "second"], "CLAIMED": ("none",), "suits": {}}
+    grid |= {"kept": kept, "learn": None, "WHENS": ("whole", "half")}
+    chosen = lift(f"{FOLDER}/{notebook}.ipynb", ["chosen"], SIZES | grid).chosen
+    found = chosen("profiles", "x") if notebook == "heads" else chosen("none")
+    assert found["whole"]["mark"].tolist() == [2, 1] and found["half"]["mark"].tolist() == [1, 2]
+    assert found["whole"]["top"].tolist() == [5, 9] and list(grid["suits"].values()) == ["first"]
+
+
 def test_measures_of_heads(heads):
     rng = np.random.default_rng(0)
     same = torch.full((2, 3, 4, 2, 5), 0.2)
     codes = [torch.ones(2, 3, 5, dtype=torch.long)]
-    assert np.allclose(heads.divergence([same]), 0, atol=1e-6)
-    assert np.allclose(heads.sharpness([same], codes), 0, atol=1e-6)
+    assert np.allclose(heads.mean_of(heads.divergence([same])), 0, atol=1e-6)
+    assert np.allclose(heads.mean_of(heads.sharpness([same], codes)), 0, atol=1e-6)
     one = nn.functional.one_hot(torch.zeros(2, 3, 4, 2, dtype=torch.long), 5).float()
-    assert np.allclose(heads.sharpness([one], codes), 1)  # weights that underflowed still count as places
+    assert np.allclose(
+        heads.mean_of(heads.sharpness([one], codes)), 1
+    )  # weights that underflowed still count as places
     two = torch.tensor([0.999, 0.001, 0, 0, 0]).expand(2, 3, 4, 2, 5)
     wanted = 1 + (0.999 * math.log2(0.999) + 0.001 * math.log2(0.001)) / math.log2(5)
-    assert np.allclose(heads.sharpness([two], codes), wanted, atol=1e-5)
+    assert np.allclose(heads.mean_of(heads.sharpness([two], codes)), wanted, atol=1e-5)
     x = torch.tensor(rng.normal(size=(400, 5)))
     assert heads.cka(x, 3 * x) == pytest.approx(1) and heads.cka(x, torch.tensor(rng.normal(size=(400, 5)))) < 0.05
     assert np.isnan(heads.alignment(np.zeros((4, 5)), np.zeros(5), np.zeros(5, int), rng))
@@ -818,7 +873,7 @@ def test_interaction_rates_have_one_value(demo, safety):
             "choosing",
             "gpu",
             {
-                **{"sizes": "[60, 64]", "n_test": 40, "n_seeds": 2, "max_steps": 10, "check": 5, "dim": 8},
+                **{"sizes": "[60, 64]", "n_test": 40, "n_worlds": 2, "max_steps": 10, "check": 5, "dim": 8},
                 **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
             },
         ),
