@@ -121,7 +121,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     Args:
         name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id.
         dtype: of the weights.
-        device: where to put them.
+        device: where to put them; "auto" spreads them over all GPUs.
 
     Raises:
         FileNotFoundError: the package of a bundled name is not installed.
@@ -153,10 +153,12 @@ def load_classifier(
 def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> tuple[PreTrainedTokenizerBase, Any]:
     """A tokenizer, with a padding token, and a model of this kind, ready to be read; no pickle, no remote code."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    options |= {"device_map": "auto"} if device == "auto" else {}
     model = kind.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.to(device).eval().requires_grad_(False)
+    model = model if device == "auto" else model.to(device)
+    return tokenizer, model.eval().requires_grad_(False)
 
 
 def _commit(model: PreTrainedModel) -> str:
