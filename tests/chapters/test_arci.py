@@ -793,7 +793,7 @@ def test_each_budget_has_its_own_best_setting(notebook):
                 for k, v in (("top", top), ("mark", [mark, mark]))}  # fmt: skip
 
     grid = {"SETTINGS": ["first", "second"], "TRIED": ["first", "second"], "CLAIMED": ("none",), "suits": {}}
-    grid |= {"kept": kept, "learn": None, "WHENS": ("whole", "half")}
+    grid |= {"kept": kept, "learn": print, "WHENS": ("whole", "half")}
     chosen = lift(f"{FOLDER}/{notebook}.ipynb", ["chosen"], SIZES | grid).chosen
     found = chosen("profiles", "x") if notebook == "heads" else chosen("none")
     assert found["whole"]["mark"].tolist() == [2, 1] and found["half"]["mark"].tolist() == [1, 2]
