@@ -27,7 +27,7 @@ NAMES = (
     *("RetainLayer", "Batch", "Dropout", "Levels", "ARCI", "SummedVisits", *RIVALS, "Samples", "build", "code_lists"),
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
     *("loss_of", "clip", "Task", "own_worlds", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
-    *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "late", "kept"),
+    *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "going_on", "kept"),
     *("exactly_one", "numbered"),
 )
 
@@ -505,7 +505,7 @@ def test_shared_definitions_are_the_same_text():
     main = sources("arci")
     network = ("Linear", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU", "RetainLayer")
     network += ("Batch", "Dropout", "Levels", "ARCI", "code_lists", "loss_of", "clip", "average_precision", "Samples")
-    network += ("build", "Task", "scores", "batches", "Watch")
+    network += ("build", "Task", "scores", "batches", "Watch", "going_on")
     world = ("World", "make_world", "Patients", "chance_of", "generate")
     own = ("Task", "joined", "numbered", "own_worlds")
     fits = ("Fit", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
@@ -517,8 +517,7 @@ def test_shared_definitions_are_the_same_text():
     ):
         other = sources(name)
         assert not [one for one in shared if other[one] != main[one]], name
-    each = {name: sources(name) for name in ("heads", "safety", "demo")}
-    assert each["heads"]["going_on"] == each["safety"]["going_on"] == each["demo"]["going_on"]
+    each = {name: sources(name) for name in ("heads", "safety")}
     assert each["heads"]["kept"] == each["safety"]["kept"]
 
 
@@ -670,16 +669,6 @@ def test_a_closed_gate_decides_nothing(nb):
         closed = nb.guarded(Estimate((low + high) / 2, low, high, 9), False)
         assert closed.low <= 0 <= closed.high and closed.value == (low + high) / 2
         assert nb.guarded(closed, True) is closed
-
-
-def test_what_the_last_doubling_brought(nb, monkeypatch):
-    """Only a gain of ARCI counts; with one budget there is none."""
-    space = nb.late.__globals__
-    cells = {("sums", "all", b): {"A7": SimpleNamespace(value=v)} for b, v in ((10, -0.9), (20, -0.3), (40, -0.1))}
-    monkeypatch.setitem(space, "cells", cells)
-    for budgets, wanted in (([10, 20, 40], 0.2), ([10, 20], 0.6), ([40, 20], 0.0), ([40], 0.0)):
-        monkeypatch.setitem(space, "BUDGETS", budgets)
-        assert nb.late("sums", "A7") == pytest.approx(wanted)
 
 
 def test_finished_trainings_are_kept(nb, tmp_path, monkeypatch):
