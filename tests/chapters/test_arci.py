@@ -673,12 +673,11 @@ def test_a_closed_gate_decides_nothing(nb):
 
 def test_finished_trainings_are_kept(nb, tmp_path, monkeypatch):
     """A second start takes what the first has finished; other parameters start anew."""
-    from helpers.cache import Store
-
     fit = nb.Fit(*(torch.rand(2, 3) for _ in range(6)))
     for where, makes in (({"a": 1}, 1), ({"a": 1}, 0), ({"a": 2}, 1)):
         made = []
-        monkeypatch.setitem(nb.kept.__globals__, "trainings", Store(tmp_path / "work", {"parameters": where}))
+        monkeypatch.setitem(nb.kept.__globals__, "work", tmp_path / "work")
+        monkeypatch.setitem(nb.kept.__globals__, "others", where)
         monkeypatch.setitem(nb.kept.__globals__, "preset", "full")
         found = nb.kept("one", lambda: made.append(1) or fit)  # noqa: B023
         assert len(made) == makes and torch.equal(found.test, fit.test)
