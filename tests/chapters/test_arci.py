@@ -28,7 +28,7 @@ NAMES = (
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
     *("loss_of", "clip", "Task", "own_worlds", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
     *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "going_on", "kept"),
-    *("exactly_one", "numbered"),
+    *("exactly_one", "numbered", "chance_of"),
 )
 
 
@@ -362,6 +362,24 @@ def test_order_and_company_do_not_matter(nb, patients):
         torch.testing.assert_close(net(turned.batch(rows))[0], together, atol=1e-5, rtol=1e-5)
 
 
+def test_transformer_equals_the_one_of_pytorch(nb):
+    """PyTorch's attention and normalisation with the same weights, on patients of one to four visits."""
+    net, visits = nb.Transformer(1, torch.Generator().manual_seed(0), 9, 8, dropout=0.0).eval(), [4, 3, 2, 1]
+    real = torch.arange(4) < torch.tensor(visits)[:, None]
+    x = torch.randn((4, 4, 8), generator=torch.Generator().manual_seed(1)) * real[..., None]
+    theirs, linears = nn.MultiheadAttention(8, 4, batch_first=True), (net.query, net.key, net.value)
+    theirs.in_proj_weight.data = torch.cat([part.weight[0].T for part in linears])
+    theirs.in_proj_bias.data = torch.cat([part.bias[0, 0] for part in linears])
+    theirs.out_proj.weight.data, theirs.out_proj.bias.data = torch.eye(8), torch.zeros(8)
+    found = net.read(x[None], nb.Batch([], None, torch.tensor([visits])))[0]
+    for b, n in enumerate(visits):
+        rows = (x[b, :n] + net.place[0, :n].flip(0))[None]  # the last visit has place 0
+        rows = nn.functional.layer_norm(rows + theirs(rows, rows, rows)[0], (8,))
+        dense = (rows @ net.wide.weight + net.wide.bias).relu() @ net.narrow.weight + net.narrow.bias
+        wanted = nn.functional.layer_norm(rows + dense, (8,))[0, -1]
+        torch.testing.assert_close(found[b], wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ARCI", *RIVALS])
 def test_runs_do_not_touch_each_other(nb, patients, name):
     data = nb.build(torch.as_tensor(patients[1]), new=True)
@@ -396,6 +414,54 @@ def test_retain_layer_equals_the_library(nb):
         found[released] = layer(x[None], visits[None])[0].detach()
     torch.testing.assert_close(found[True], wanted, atol=2e-6, rtol=1e-5)
     assert not torch.allclose(found[False], wanted, atol=1e-2)
+
+
+def test_ranks_equal_the_released_ones_on_visits_with_enough_drugs(nb, choosing):
+    """The release counts only visits with k true drugs; here all count, so the others are left out for once."""
+    y, p, _ = golden_inputs()
+    y, p = torch.tensor(y).bool(), torch.tensor(p)
+    for name, empty in (("base", 0), ("five_empty_rows", 5)):
+        wanted, true = GOLDEN["metrics"]["out"][name], y.clone()
+        true[:empty] = False
+        for k in (1, 3, 5):
+            some = true.sum(1) >= k
+            assert float(nb.ndcg_at(p, true, k)[some].mean()) == pytest.approx(wanted[f"NDCG@{k}"], abs=2e-6)
+            assert float(choosing.hit_at(p, true, k, True).mean()) == pytest.approx(wanted[f"Hit@{k}"], abs=2e-6)
+            usual = [bool(row[score.topk(k).indices].any()) for row, score in zip(true[some], p[some], strict=True)]
+            assert float(choosing.hit_at(p, true, k, False).mean()) == pytest.approx(np.mean(usual))
+        found = nb.recall_at(p, true, 3)[true.sum(1) >= 3].mean()
+        assert float(found) == pytest.approx(wanted["Recall@3"], abs=2e-6)
+
+
+def test_knobs_of_the_generator(nb):
+    """Without kappa all profile drugs of a visit are pulled alike; without ladders the last visit changes nothing."""
+    world = nb.make_world(np.random.default_rng(0))
+    own, now = world.owner >= 0, np.random.default_rng(1).random((6, len(world.owner))) < 0.3
+    for kappa, alike in ((0.0, True), (1.0, False)):
+        pull = nb.generate(np.random.default_rng(2), 20, world, kappa=kappa).pull[..., own]
+        assert bool(np.allclose(pull, pull[..., :1])) is alike
+    habit, need, pull = np.zeros(now.shape), np.zeros((6, 1)), np.where(own, 1.0, 0.0)
+    for ladder, alike in ((0.0, True), (0.2, False)):
+        found = [nb.chance_of(world, habit, need, pull, one, ladder) for one in (now, ~now)]
+        assert bool(np.allclose(*found)) is alike
+
+
+def test_a_diverged_run_scores_nothing_and_harms_no_other(nb, patients):
+    data = nb.build(torch.as_tensor(patients[1]), new=True)
+    net, rows = nb.RETAIN(2, torch.Generator().manual_seed(1), 132, 16).eval(), torch.arange(8).expand(2, -1)
+    before = nb.scores(net, data, rows)
+    net.weight.data[0] = torch.nan
+    found = nb.scores(net, data, rows)
+    assert (found[0] == 0).all() and torch.equal(found[1], before[1])
+
+
+def test_a_label_that_is_never_true(nb):
+    """The regression and popularity give it next to no chance, and no NaN."""
+    x, y = torch.rand((1, 30, 4), generator=torch.Generator().manual_seed(0)), torch.zeros((1, 30, 2))
+    y[0, ::2, 1] = 1.0
+    weight, bias = nb.logistic(x, y, 1.0)
+    chance = (x @ weight + bias).sigmoid()
+    assert (chance[..., 0] < 0.05).all() and chance.isfinite().all()
 
 
 # PyHealth, where it is installed
@@ -863,6 +929,14 @@ def test_interaction_rates_have_one_value(demo, safety):
             {
                 **{"sizes": "[60, 64]", "n_test": 40, "n_worlds": 2, "max_steps": 10, "check": 5, "dim": 8},
                 **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
+            },
+        ),
+        (
+            "safety",
+            "gpu",
+            {
+                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "term_steps": 10, "check": 5, "dim": 8},
+                **{"term_rates": "[0.01]", "dropouts": "[0.1]", "strengths": "[1.0]", "term_batch": 16},
             },
         ),
     ],
