@@ -58,17 +58,36 @@ class LanguageModel:
         tokenizer: with a padding token, padding on the left (as generation needs it).
         name: what it was loaded by.
         digest: hash of the packaged weights or the hub's commit, for the run card.
+        known_output: whether `logits` was seen to give what the model itself gives.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+    known_output: bool = True
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the model's logits (n, vocab), float32, for outputs (n, d_model) of its last layer, after the norm.
+
+        Some families change what the output layer gives: Cohere and Granite scale it, Gemma 2 bounds it. There are more
+        that use the same names in other senses, so `load_lm` compares with the whole model once.
+
+        Raises:
+            ValueError: the model does something else with its output layer.
+        """
+        if not self.known_output:
+            raise ValueError(
+                f"{self.name} ({self.model.config.model_type}): its logits are not those of its output layer with the "
+                "scale or bound of its configuration, so log-probabilities from hidden states would be wrong; "
+                "teach `helpers.models.LanguageModel.logits` what this family does"
+            )
+        return _output(self.model, hidden)
 
 
 @dataclass(frozen=True)
@@ -130,7 +149,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     folder, digest = _resolve(name)
     tokenizer, model = _load(AutoModelForCausalLM, folder, device, dtype=dtype)
     tokenizer.padding_side = "left"
-    return LanguageModel(model, tokenizer, name, digest or _commit(model))
+    return LanguageModel(model, tokenizer, name, digest or _commit(model), _output_is_known(model))
 
 
 def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str = "cpu") -> Encoder:
@@ -159,6 +178,25 @@ def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> t
         tokenizer.pad_token = tokenizer.eos_token
     model = model if device == "auto" else model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def _output(model: Any, hidden: Tensor) -> Tensor:
+    """Output layer, then the scale and the bound that the configuration names."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden).float()
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@torch.inference_mode()
+def _output_is_known(model: Any) -> bool:
+    """Whether `_output` gives on four tokens what the model gives, up to the rounding of its dtype."""
+    ids = torch.arange(4, device=model.device)[None]
+    want = model(input_ids=ids).logits[0].float()
+    got = _output(model, model.base_model(input_ids=ids).last_hidden_state[0]).to(want.device)
+    close = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool(torch.isclose(got, want, rtol=close, atol=close * want.abs().max().item()).all())
 
 
 def _commit(model: PreTrainedModel) -> str:
