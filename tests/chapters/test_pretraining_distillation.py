@@ -258,22 +258,25 @@ def test_four_choice_accuracy_equals_counting_all_draws_of_three():
         vocab = int(rng.integers(2, 6))
         z, share = rng.integers(0, 3, vocab).astype(float), rng.dirichlet(np.ones(vocab))  # many ties
         for gold in range(vocab):
-            others = [v for v in range(vocab) if v != gold]
             wanted = 0.0
-            for trio in itertools.product(others, repeat=3):
-                chance = math.prod(share[v] for v in trio) / (1 - share[gold]) ** 3
+            for trio in itertools.product(range(vocab), repeat=3):
+                chance = math.prod(share[v] for v in trio)
                 best = all(z[v] <= z[gold] for v in trio)
                 wanted += chance * best / (1 + sum(z[v] == z[gold] for v in trio))
             got = four_choice(torch.tensor(z)[None], torch.tensor([gold]), torch.tensor(share))
             assert float(got) == pytest.approx(wanted, abs=1e-9)
 
 
-def test_four_choice_accuracy_gives_nothing_for_knowing_frequencies():
+@pytest.mark.parametrize("knows", ["frequencies", "which tokens occur", "nothing", "something wrong"])
+def test_who_does_not_look_at_the_context_chooses_at_chance(knows):
+    """Exactly, on the text that the distractors come from; without a way to gain by knowing frequencies."""
     four_choice = lift(NOTEBOOK, ["four_choice"]).four_choice
-    share = (1 / torch.arange(1.0, 400)) / (1 / torch.arange(1.0, 400)).sum()
-    gold = torch.multinomial(share, 20_000, replacement=True, generator=generator())
-    blind = four_choice(share.log().expand(len(gold), -1), gold, share)
-    assert 0.2 < float(blind.mean()) <= 0.255
+    zipf = 1 / torch.arange(1.0, 400, dtype=torch.float64)
+    gold = torch.multinomial(zipf, 2_000, replacement=True, generator=generator())
+    share = torch.bincount(gold, minlength=399) / gold.numel()
+    known = {"frequencies": share, "which tokens occur": (share > 0).double(), "nothing": torch.zeros(399)}
+    logits = known.get(knows, -share).expand(len(gold), -1)
+    assert float(four_choice(logits, gold, share.double()).mean()) == pytest.approx(0.25, abs=1e-9)
 
 
 def test_both_notebooks_measure_and_temper_alike():
@@ -624,11 +627,11 @@ def gradients(trainer: SimpleNamespace, design: object, rows: np.ndarray, vocab:
 
 
 def test_the_gradient_of_parts_is_that_of_the_whole_step(tmp_path):
-    rows = np.array([3, 11, 7, 20, 1])
+    rows, trainer = np.array([3, 11, 7, 20, 1]), study_trainer(tmp_path)
     for change in ({}, {"tau": 2.0, "k": 4}, {"smoothing": 0.1, "shift": 5}):
         found = []
         for per_pass in (1, 2, 5):
-            trainer = study_trainer(tmp_path, per_pass=per_pass)
+            trainer.add_gradient.__globals__["per_pass"] = per_pass
             found.append(gradients(trainer, trainer.Design(alpha=0.7, **change), rows, 90))
         for other in found[1:]:  # the loss itself is taken in float32
             for one, two in zip(found[0], other, strict=True):
@@ -655,7 +658,7 @@ def test_no_array_over_a_large_vocabulary_is_larger_than_one_part(tmp_path):
     student = trainer.new_student(vocab, "8x1", 0)
     with Largest() as seen:
         trainer.add_gradient(student, rows, trainer.Design(alpha=1.0), 1.0)
-        trainer.scores_of(student, trainer.scores_of.__globals__["docs"])
+        trainer.scores_of(student, trainer.train_student.__globals__["docs"])
     assert seen.numbers <= 8 * vocab
 
 
@@ -718,21 +721,16 @@ def test_students_of_one_width_and_other_depth_stay_apart():
     assert len({part["nll"].tobytes() for part in found.values()}) == 4
 
 
-@pytest.mark.parametrize("text", ["k=5", "tau=0.05", "p=0.5", "alpha=0.9"])
-def test_points_of_the_grid_change_one_thing(tmp_path, text):
+def test_a_point_of_the_grid_changes_one_thing_and_others_are_refused(tmp_path):
     trainer = study_trainer(tmp_path)
-    name, value = text.split("=")
-    changed = trainer.point(text)
-    assert (
-        getattr(changed, name) == float(value)
-        and replace(changed, **{name: getattr(trainer.DESIGNS["KD"], name)}) == (trainer.DESIGNS["KD"])
-    )
-
-
-@pytest.mark.parametrize("text", ["tau", "tau=0", "wsd=1", "k=0", "alpha=2", "", "p=nan"])
-def test_other_points_are_refused_in_one_line(tmp_path, text):
-    with pytest.raises(ValueError, match="points:"):
-        study_trainer(tmp_path).point(text)
+    plain = trainer.DESIGNS["KD"]
+    for text in ("k=5", "tau=0.05", "p=0.5", "alpha=0.9"):
+        name, value = text.split("=")
+        changed = trainer.point(text)
+        assert getattr(changed, name) == float(value) and replace(changed, **{name: getattr(plain, name)}) == plain
+    for text in ("tau", "tau=0", "wsd=1", "k=0", "alpha=2", "", "p=nan", "tau=warm"):
+        with pytest.raises(ValueError, match="points:"):
+            trainer.point(text)
 
 
 @pytest.mark.slow
