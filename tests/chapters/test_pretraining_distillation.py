@@ -29,6 +29,9 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers import Estimate
 from helpers.cache import Store
+from helpers.claims import load_claims
+from helpers.parameters import BadRequestError
+from helpers.request import resolve
 
 PAPER = "pretraining_distillation"
 NOTEBOOK = f"notebooks/{PAPER}/{PAPER}.ipynb"
@@ -276,7 +279,7 @@ def test_who_does_not_look_at_the_context_chooses_at_chance(knows):
     share = torch.bincount(gold, minlength=399) / gold.numel()
     known = {"frequencies": share, "which tokens occur": (share > 0).double(), "nothing": torch.zeros(399)}
     logits = known.get(knows, -share).expand(len(gold), -1)
-    assert float(four_choice(logits, gold, share.double()).mean()) == pytest.approx(0.25, abs=1e-9)
+    assert float(four_choice(logits, gold, share.double()).mean()) == pytest.approx(0.25, abs=1e-7)
 
 
 def test_both_notebooks_measure_and_temper_alike():
@@ -296,6 +299,46 @@ def test_an_interval_that_ends_within_rounding_decides_nothing():
         rounded = outward(Estimate(0.3, 0.0049, 0.6041, 9), 2)
         assert (rounded.value, rounded.low, rounded.high, rounded.n) == (0.3, 0.0, 0.61, 9)
         assert outward(Estimate(-0.3, -0.6, -0.0001, 9), 3).high == 0.0
+
+
+CLAIMS = load_claims((ROOT / NOTEBOOK).with_name("claims.yaml"))
+OF_ALL = [  # parts (value, low, high), direction, which one decides, verdict
+    ([(3, 2.5, 3.5), (2, -0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "inconclusive"),  # not the smallest point
+    ([(3, 2.5, 3.5), (2, 0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "reproduced"),
+    ([(3, 2.5, 3.5), (-0.2, -0.3, -0.1), (0, -9, 9)], "greater", 1, "contradicted"),  # one is enough
+    ([(1.3, 1.1, 1.5), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),  # though the other reaches further
+    ([(-1.3, -1.5, -1.1), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),
+    ([(0.2, 0.1, 0.3), (-0.3, -0.9, 0.3)], "equivalent", 1, "reproduced"),
+    ([(0.2, 0.1, 0.3), (0.3, -0.9, 1.3)], "equivalent", 1, "inconclusive"),
+]
+
+
+@pytest.mark.parametrize(("parts", "direction", "decides", "verdict"), OF_ALL)
+def test_the_comparison_that_decides_is_judged(parts, direction, decides, verdict):
+    """A claim about all parts: contradicted where one is, reproduced where all are."""
+    name = {"greater": "C9", "equivalent": "C2"}[direction]
+    parts, rule = [Estimate(*part, 9) for part in parts], CLAIMS[name]
+    known = {"run": SimpleNamespace(claims=CLAIMS), "NLL_MARGIN": 0.05}
+    got = lift(NOTEBOOK, ["deciding"], known).deciding(name, parts, "choice")
+    assert got is parts[decides] and rule.verdict(got) == verdict
+    each = {rule.verdict(part) for part in parts}
+    assert verdict == next((v for v in ("contradicted", "inconclusive") if v in each), "reproduced")
+
+
+def test_the_same_rule_holds_for_the_grid_of_a_real_teacher():
+    scores = {"k=1": Estimate(1.3, 1.1, 1.5, 9), "k=5": Estimate(0.1, -1.9, 2.1, 9), "tau=5": Estimate(5, 4, 6, 9)}
+    known = {"run": SimpleNamespace(claims=CLAIMS), "points": list(scores)}
+    study = lift(STUDY, ["of_all_k"], known | {"gain": lambda _, name, measure: scores[name]})
+    assert study.of_all_k("choice") is scores["k=1"]
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
+def test_an_undefined_prediction_is_no_wrong_answer(notebook):
+    """Comparisons with NaN are false, so a student that diverged once had 0 points."""
+    four_choice = lift(notebook, ["four_choice"]).four_choice
+    logits = torch.tensor([[math.nan] * 4, [1.0, 2, 3, 4]])
+    got = four_choice(logits, torch.tensor([2, 3]), torch.full((4,), 0.25))
+    assert got[0].isnan() and got[1] > 0.5
 
 
 def test_storage_arithmetic():
@@ -502,6 +545,27 @@ def test_a_trial_of_learning_rates_is_judged_on_validation_documents(trainer):
 def test_students_of_extreme_temperatures_stay_finite(trainer, change, says):
     scores = trainer.parts.train_stack([trainer.parts.Design(says, alpha=1.0, **change)], [0], None)
     assert scores["nll"].isfinite().all() and scores["choice"].min() >= 0 and scores["choice"].max() <= 100
+
+
+def test_a_student_that_diverges_is_named(trainer):
+    designs = [trainer.parts.Design("fine"), trainer.parts.Design("hot", lr=math.inf)]
+    with pytest.raises(FloatingPointError, match="student 7 of hot diverged"):
+        trainer.parts.train_stack(designs, [3, 7], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ([("top_k", "5")], "cut further than the store"),
+        ([("top_p", "0.5")], "cut further than the store"),
+        ([("top_k", "20"), ("kept_k", "[3, 21]")], "more than the store holds"),
+        ([("kept_p", "[0.7, 1.0]")], "more than the store holds"),
+    ],
+)
+def test_values_that_make_a_claim_true_by_construction_are_refused(change, says):
+    """With top_k = 5, `k = 5` was vanilla distillation itself: equivalent, interval [0, 0]."""
+    with pytest.raises(BadRequestError, match=says):
+        resolve(ROOT / NOTEBOOK, "reduced", 0, change)
 
 
 def test_a_student_of_a_stack_learns_what_it_learns_alone(trainer):
