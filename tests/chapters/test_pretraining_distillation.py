@@ -448,11 +448,15 @@ def test_both_notebooks_cut_alike():
 
 def test_a_changed_parameter_or_function_changes_the_key():
     run = SimpleNamespace(parameters={"seed": 0, "resume": True})
-    inputs = lift(NOTEBOOK, ["inputs"], {"run": run}).inputs
+    text = SimpleNamespace(x=torch.zeros(3), validation=torch.zeros(2), test=torch.zeros(2))
+    inputs = lift(NOTEBOOK, ["inputs"], {"run": run, "text": text}).inputs
     key = inputs((generator, sorted_probs))
     assert inputs((generator, sorted_probs)) == key != inputs((generator,))
     run.parameters["resume"] = False
     assert inputs((generator, sorted_probs)) == key, "resume does not enter the key"
+    text.test = torch.ones(2)
+    assert inputs((generator, sorted_probs)) != key, "an edited tokenizer gives another text"
+    text.test = torch.zeros(2)
     run.parameters["seed"] = 1
     assert inputs((generator, sorted_probs)) != key
 
@@ -741,7 +745,8 @@ def test_a_student_goes_on_from_its_checkpoint_exactly(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         trainer.train_student("64x1", 4, "KD")
     kept = list((tmp_path / "cut").rglob("*.entry"))
-    assert len(kept) == 1 and "at_6" in kept[0].name, "only the newest checkpoint is kept"
+    newest = names["kept_states"].path(f"64x1 {trainer.DESIGNS['KD']} 4 at 6")
+    assert kept == [newest], "only the newest checkpoint is kept"
     steps = []
     names["add_gradient"] = lambda *args: (steps.append(1), step(*args))
     again = trainer.train_student("64x1", 4, "KD")
@@ -749,12 +754,25 @@ def test_a_student_goes_on_from_its_checkpoint_exactly(tmp_path):
     assert not list((tmp_path / "cut").rglob("*.entry")), "a finished student leaves no checkpoint"
 
 
+def test_an_edited_design_is_another_student(tmp_path):
+    """Kept students went by the name of a design; with PAIR's .9 edited to .8, the old ones were read as new."""
+    asked = []
+    trainer = study_trainer(tmp_path)
+    names = trainer.train_student.__globals__
+    names["newest"] = lambda label, steps: (asked.append(label), (0, {}))[1]
+    trainer.train_student("64x1", 4, "KD")
+    names["DESIGNS"] = names["DESIGNS"] | {"KD": replace(names["DESIGNS"]["KD"], alpha=0.8)}
+    trainer.train_student("64x1", 4, "KD")
+    assert len(set(asked)) == 2
+
+
 def test_a_damaged_checkpoint_is_not_used(tmp_path):
     trainer = study_trainer(tmp_path)
     names = trainer.train_student.__globals__
     kept = names["kept_states"]
-    kept.get("64x1 KD 4 at 6", lambda: {"weight": torch.zeros(3)})
-    path = kept.path("64x1 KD 4 at 6")
+    name = f"64x1 {trainer.DESIGNS['KD']} 4 at 6"
+    kept.get(name, lambda: {"weight": torch.zeros(3)})
+    path = kept.path(name)
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     whole = study_trainer(tmp_path / "whole").train_student("64x1", 4, "KD")
     again = trainer.train_student("64x1", 4, "KD")
@@ -774,7 +792,7 @@ def test_students_of_one_width_and_other_depth_stay_apart():
 
     stub = SimpleNamespace(get=get)
     known = {"Store": lambda *_: stub, "inputs": lambda *_: {}, "work": Path("."), "points": [], "n_students": 2}
-    known |= {"run": SimpleNamespace(seed=0), "sizes": ["1024x12", "1024x24"], "DESIGNS": {"LM": 0, "KD": 0}}
+    known |= {"run": SimpleNamespace(seed=0), "sizes": ["1024x12", "1024x24"], "DESIGNS": {"LM": 0, "KD": 1}}
     known |= {"CONTROLS": (), "tqdm": lambda items, **_: items, "partial": lambda *_: None, "np": np}
     known |= {name: name for name in re.findall(r"\b[a-z_]+\b", source.split("key =")[0])}
     known |= {"train_student": None, "Tensor": torch.Tensor}
