@@ -299,6 +299,7 @@ def test_an_interval_that_ends_within_rounding_decides_nothing():
         rounded = outward(Estimate(0.3, 0.0049, 0.6041, 9), 2)
         assert (rounded.value, rounded.low, rounded.high, rounded.n) == (0.3, 0.0, 0.61, 9)
         assert outward(Estimate(-0.3, -0.6, -0.0001, 9), 3).high == 0.0
+        assert outward(Estimate(0.0, -1.1, 1.1, 9), 2) == Estimate(0.0, -1.1, 1.1, 9)  # what is rounded stays
 
 
 CLAIMS = load_claims((ROOT / NOTEBOOK).with_name("claims.yaml"))
@@ -306,6 +307,7 @@ OF_ALL = [  # parts (value, low, high), direction, which one decides, verdict
     ([(3, 2.5, 3.5), (2, -0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "inconclusive"),  # not the smallest point
     ([(3, 2.5, 3.5), (2, 0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "reproduced"),
     ([(3, 2.5, 3.5), (-0.2, -0.3, -0.1), (0, -9, 9)], "greater", 1, "contradicted"),  # one is enough
+    ([(1.2, 1.002, 2.5), (1.3, 1.2, 1.4)], "equivalent", 1, "contradicted"),  # the first ends within rounding
     ([(1.3, 1.1, 1.5), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),  # though the other reaches further
     ([(-1.3, -1.5, -1.1), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),
     ([(0.2, 0.1, 0.3), (-0.3, -0.9, 0.3)], "equivalent", 1, "reproduced"),
@@ -321,7 +323,7 @@ def test_the_comparison_that_decides_is_judged(parts, direction, decides, verdic
     known = {"run": SimpleNamespace(claims=CLAIMS), "NLL_MARGIN": 0.05}
     got = lift(NOTEBOOK, ["deciding"], known).deciding(name, parts, "choice")
     assert got is parts[decides] and rule.verdict(got) == verdict
-    each = {rule.verdict(part) for part in parts}
+    each = {rule.verdict(lift(NOTEBOOK, ["outward"]).outward(part, 2)) for part in parts}
     assert verdict == next((v for v in ("contradicted", "inconclusive") if v in each), "reproduced")
 
 
@@ -339,6 +341,21 @@ def test_an_undefined_prediction_is_no_wrong_answer(notebook):
     logits = torch.tensor([[math.nan] * 4, [1.0, 2, 3, 4]])
     got = four_choice(logits, torch.tensor([2, 3]), torch.full((4,), 0.25))
     assert got[0].isnan() and got[1] > 0.5
+
+
+def test_the_tokens_that_begin_a_document_are_no_questions():
+    """A student that knows the template alone, here the first four tokens, is at chance."""
+    parts = lift(NOTEBOOK, ["evaluate", "LEAD"], CPU)
+    gold = torch.randint(9, (40, 13), generator=generator())
+    gold[:, : 1 + parts.LEAD] = torch.arange(1 + parts.LEAD)
+    asked = gold[:, 1 + parts.LEAD :].flatten()
+    share = torch.bincount(asked, minlength=9) / len(asked)
+    logits = torch.zeros(1, 40, 12, 9)
+    logits[0, :, : parts.LEAD] = 9.0 * F.one_hot(gold[:, 1 : 1 + parts.LEAD], 9)
+    parts.evaluate.__wrapped__.__globals__["stack_logits"] = lambda weights, tokens: logits.flatten(1, 2)
+    weights = {"embed": torch.zeros(1, 9, 16)}
+    scores = parts.evaluate(weights, gold, share)
+    assert torch.allclose(scores["choice"], torch.tensor(25.0), atol=1e-4) and scores["nll"].max() < 2
 
 
 def test_storage_arithmetic():
@@ -552,7 +569,7 @@ def test_students_of_extreme_temperatures_stay_finite(trainer, change, says):
 
 
 def test_a_student_that_diverges_is_named(trainer):
-    designs = [trainer.parts.Design("fine"), trainer.parts.Design("hot", lr=math.inf)]
+    designs = [trainer.parts.Design("fine"), trainer.parts.Design("hot", alpha=math.nan)]
     with pytest.raises(FloatingPointError, match="student 7 of hot diverged"):
         trainer.parts.train_stack(designs, [3, 7], None)
 
