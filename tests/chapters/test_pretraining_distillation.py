@@ -842,7 +842,7 @@ def test_full_preset_runs_whole_on_tiny_saved_models(tmp_path):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
     save_tiny(tmp_path / "teacher", fast)
     settings = {"source": tmp_path / "own.jsonl", "teacher": tmp_path / "teacher", "sizes": '["64x1", "64x2"]'}
-    settings |= {"block": 16, "step_blocks": 4, "tokens": 1024, "n_docs": 20, "top_k": 5, "logit_tokens": 64}
+    settings |= {"block": 16, "step_blocks": 4, "tokens": 1024, "n_docs": 20, "top_k": 6, "logit_tokens": 64}
     settings |= {"points": '["k=5", "tau=5", "alpha=0.9"]', "save_steps": 5, "teacher_devices": "all"}
     run = run_notebook(tmp_path / "runs", STUDY, "full", settings)
     out, _ = run.communicate()
