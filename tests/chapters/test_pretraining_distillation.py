@@ -293,25 +293,44 @@ def test_both_notebooks_measure_and_temper_alike():
         torch.testing.assert_close(study.target_of(probs, p, k, tau), target, atol=1e-6, rtol=0)
 
 
-def test_an_interval_that_ends_within_rounding_decides_nothing():
-    for notebook in (NOTEBOOK, STUDY):
-        outward = lift(notebook, ["outward"]).outward
-        rounded = outward(Estimate(0.3, 0.0049, 0.6041, 9), 2)
-        assert (rounded.value, rounded.low, rounded.high, rounded.n) == (0.3, 0.0, 0.61, 9)
-        assert outward(Estimate(-0.3, -0.6, -0.0001, 9), 3).high == 0.0
-        assert outward(Estimate(0.0, -1.1, 1.1, 9), 2) == Estimate(0.0, -1.1, 1.1, 9)  # what is rounded stays
-
-
 CLAIMS = load_claims((ROOT / NOTEBOOK).with_name("claims.yaml"))
-OF_ALL = [  # parts (value, low, high), direction, which one decides, verdict
+KD_GAINS = {"choice": 8.0, "top1": 2.0, "nll": 0.25}
+
+
+def judging(notebook: str, names: list[str], **known: object) -> SimpleNamespace:
+    """The cells that judge, with KD's gains over LM given."""
+    kd = {measure: Estimate(value, value, value, 9) for measure, value in KD_GAINS.items()}
+    given = {"run": SimpleNamespace(claims=CLAIMS), "gains": {measure: {"KD": e} for measure, e in kd.items()}}
+    given |= {"gain": lambda better, worse="LM", measure="choice": kd[measure]}
+    return lift(notebook, names, given | known)
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
+def test_an_interval_that_ends_within_rounding_decides_nothing(notebook):
+    in_unit = judging(notebook, ["in_unit"]).in_unit
+    rounded = in_unit("C9", "choice", Estimate(0.3, 0.0049, 0.6041, 9))
+    assert (rounded.value, rounded.low, rounded.high, rounded.n) == (0.3, 0.0, 0.61, 9)
+    assert in_unit("C9", "nll", Estimate(-0.3, -0.6, -0.0001, 9)).high == 0.0
+    assert in_unit("C9", "choice", Estimate(0.0, -1.1, 1.1, 9)) == Estimate(0.0, -1.1, 1.1, 9)  # what is rounded stays
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
+@pytest.mark.parametrize("measure", list(KD_GAINS))
+def test_an_equivalence_is_counted_in_shares_of_the_gain_of_distillation(notebook, measure):
+    unit = KD_GAINS[measure]
+    got = judging(notebook, ["in_unit"]).in_unit("C2", measure, Estimate(0.5 * unit, 0.25 * unit, 0.75 * unit, 9))
+    assert (got.value, got.low, got.high) == (0.5, 0.25, 0.75)
+
+
+OF_ALL = [  # parts (value, low, high) in points, direction, which one decides, verdict
     ([(3, 2.5, 3.5), (2, -0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "inconclusive"),  # not the smallest point
     ([(3, 2.5, 3.5), (2, 0.4, 4.4), (1, 0.6, 1.4)], "greater", 1, "reproduced"),
     ([(3, 2.5, 3.5), (-0.2, -0.3, -0.1), (0, -9, 9)], "greater", 1, "contradicted"),  # one is enough
-    ([(1.2, 1.002, 2.5), (1.3, 1.2, 1.4)], "equivalent", 1, "contradicted"),  # the first ends within rounding
-    ([(1.3, 1.1, 1.5), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),  # though the other reaches further
-    ([(-1.3, -1.5, -1.1), (0.1, -1.9, 2.1)], "equivalent", 0, "contradicted"),
-    ([(0.2, 0.1, 0.3), (-0.3, -0.9, 0.3)], "equivalent", 1, "reproduced"),
-    ([(0.2, 0.1, 0.3), (0.3, -0.9, 1.3)], "equivalent", 1, "inconclusive"),
+    ([(4.0, 2.64, 9.0), (3.5, 3.0, 4.0)], "equivalent", 1, "contradicted"),  # the first ends within rounding
+    ([(3.5, 3.0, 4.0), (0.1, -5.9, 5.1)], "equivalent", 0, "contradicted"),  # though the other reaches further
+    ([(-3.5, -4.0, -3.0), (0.1, -5.9, 5.1)], "equivalent", 0, "contradicted"),
+    ([(0.2, 0.1, 0.3), (-0.3, -2.5, 0.3)], "equivalent", 1, "reproduced"),
+    ([(0.2, 0.1, 0.3), (0.3, -0.9, 2.7)], "equivalent", 1, "inconclusive"),
 ]
 
 
@@ -319,19 +338,46 @@ OF_ALL = [  # parts (value, low, high), direction, which one decides, verdict
 def test_the_comparison_that_decides_is_judged(parts, direction, decides, verdict):
     """A claim about all parts: contradicted where one is, reproduced where all are."""
     name = {"greater": "C9", "equivalent": "C2"}[direction]
-    parts, rule = [Estimate(*part, 9) for part in parts], CLAIMS[name]
-    known = {"run": SimpleNamespace(claims=CLAIMS), "NLL_MARGIN": 0.05}
-    got = lift(NOTEBOOK, ["deciding"], known).deciding(name, parts, "choice")
-    assert got is parts[decides] and rule.verdict(got) == verdict
-    each = {rule.verdict(lift(NOTEBOOK, ["outward"]).outward(part, 2)) for part in parts}
+    parts, chapter = [Estimate(*part, 9) for part in parts], judging(NOTEBOOK, ["deciding", "verdict_of"])
+    got = chapter.deciding(name, parts, "choice")
+    assert got is parts[decides] and chapter.verdict_of(name, "choice", got) == verdict
+    each = {chapter.verdict_of(name, "choice", part) for part in parts}
     assert verdict == next((v for v in ("contradicted", "inconclusive") if v in each), "reproduced")
 
 
 def test_the_same_rule_holds_for_the_grid_of_a_real_teacher():
-    scores = {"k=1": Estimate(1.3, 1.1, 1.5, 9), "k=5": Estimate(0.1, -1.9, 2.1, 9), "tau=5": Estimate(5, 4, 6, 9)}
-    known = {"run": SimpleNamespace(claims=CLAIMS), "points": list(scores)}
-    study = lift(STUDY, ["of_all_k"], known | {"gain": lambda _, name, measure: scores[name]})
-    assert study.of_all_k("choice") is scores["k=1"]
+    scores = {"k=1": Estimate(3.5, 3.0, 4.0, 9), "k=5": Estimate(0.1, -5.9, 5.1, 9), "tau=5": Estimate(5, 4, 6, 9)}
+    scores["LM"] = Estimate(8, 8, 8, 9)  # KD's own gain
+    known = {"points": ["k=1", "k=5", "tau=5"], "gain": lambda _, name, measure: scores[name]}
+    assert judging(STUDY, ["of_all_k"], **known).of_all_k("choice") is scores["k=1"]
+
+
+BOTH = [  # name, by four choices, by top-1, verdict
+    ("C1", (7, 6, 8), (2, 1, 3), "reproduced"),
+    ("C1", (7, 6, 8), (2, -1, 5), "inconclusive"),
+    ("C1", (7, 6, 8), (-2, -3, -1), "inconclusive"),  # the two say the opposite
+    ("C1", (-7, -8, -6), (-2, -3, -1), "contradicted"),
+    ("C2", (0.1, -1, 1), (0.0, -0.5, 0.5), "reproduced"),
+    ("C2", (10, 9, 11), (0.0, -0.5, 0.5), "inconclusive"),
+    ("C2", (10, 9, 11), (3.0, 2.5, 3.5), "contradicted"),
+    ("C2", (0.1, -1, 1), (0.0, -0.7, 0.7), "inconclusive"),
+]
+
+
+@pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
+@pytest.mark.parametrize(("name", "choice", "top1", "verdict"), BOTH)
+def test_a_verdict_needs_both_accuracies(notebook, name, choice, top1, verdict):
+    name = name if notebook == NOTEBOOK else {"C1": "C1b", "C2": "C2r"}[name]
+    judged, metrics = {}, {}
+    run = SimpleNamespace(claims=CLAIMS, claim=lambda name, e: CLAIMS[name].verdict(e))
+    run.metric = lambda name, e, **_: metrics.update({name: e})
+    units = {"choice": "points", "top1": "points", "nll": "nats/token"}
+    known = {"run": run, "judged": judged, "UNITS": units, "BEFORE": "C1 rr" if notebook == NOTEBOOK else {}}
+    parts = {"choice": Estimate(*choice, 9), "top1": Estimate(*top1, 9), "nll": Estimate(0.0, -1.0, 1.0, 9)}
+    judging(notebook, ["judge", "ACCURACIES"], **known).judge(name, parts.get)
+    assert judged[name]["verdict"] == verdict and metrics[f"{name}_by_top1"] is parts["top1"]
+    alone = {judged[name][m].split(", ")[-1] for m in ("choice", "top1")}
+    assert verdict == (alone.pop() if len(alone) == 1 else "inconclusive")
 
 
 @pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
@@ -465,7 +511,7 @@ def test_both_notebooks_cut_alike():
 
 def test_a_changed_parameter_or_function_changes_the_key():
     run = SimpleNamespace(parameters={"seed": 0, "resume": True})
-    text = SimpleNamespace(x=torch.zeros(3), validation=torch.zeros(2), test=torch.zeros(2))
+    text = SimpleNamespace(x=torch.zeros(3), validation=torch.zeros(2), test=torch.zeros(2), share=torch.ones(3))
     inputs = lift(NOTEBOOK, ["inputs"], {"run": run, "text": text}).inputs
     key = inputs((generator, sorted_probs))
     assert inputs((generator, sorted_probs)) == key != inputs((generator,))
@@ -805,7 +851,7 @@ def test_students_of_one_width_and_other_depth_stay_apart():
     def get(name: str, make: Callable) -> dict[str, torch.Tensor]:
         asked.append(name)
         number = float(len(asked))
-        return {"choice": torch.full((3,), number), "nll": torch.full((3,), number)}
+        return {name: torch.full((3,), number) for name in ("choice", "top1", "nll")}
 
     stub = SimpleNamespace(get=get)
     known = {"Store": lambda *_: stub, "inputs": lambda *_: {}, "work": Path("."), "points": [], "n_students": 2}
