@@ -3,6 +3,8 @@
 import copy
 import gzip
 import json
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from safety_neurons_golden import ANSWERS as ANSWER_TOKENS
+from safety_neurons_golden import REQUESTS as REQUEST_TOKENS
+from safety_neurons_golden import random_activations
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForSequenceClassification
 
@@ -39,10 +44,13 @@ NAMES = [
     "contrast",
     "ranked",
     "layer_matched",
-    "anywhere",
     "unconstrained",
     "size_matched",
     "REFUSAL",
+    "PAIRS",
+    "TRAINED",
+    "held_out",
+    "against_unrelated",
     "is_refusal",
     "take",
     "stored_vectors",
@@ -56,6 +64,7 @@ NAMES = [
     "attribution",
 ]
 RUN = SimpleNamespace(device=torch.device("cpu"))
+RELEASED = json.loads(Path(__file__).with_name("safety_neurons_golden.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,7 @@ def training(tokenizer):
     """The study that trains the vectors, around a tiny model."""
     lm = LanguageModel(tiny_llama(tokenizer, initializer_range=0.5), tokenizer, "tiny", "none")
     names = ["dpo_loss", "train_vectors", "pair_tokens", "logprob_sums", "on_policy_pairs", "style_pairs", "align_hh"]
-    names += ["store_vectors", "is_refusal", "REFUSAL", "aligned", "write"]
+    names += ["store_vectors", "is_refusal", "REFUSAL", "REFUSALS", "OPENINGS", "aligned", "write"]
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
     return lift(ALIGNMENT, [*names, "lm"], {"lm": lm, "DOWN": down, "shape": (2, 64), "n_pairs": 10})
 
@@ -94,8 +103,27 @@ def training(tokenizer):
 REQUESTS = ["Name three fruits.", "What is a hexagon? Explain it to a child.", "Hi"]
 
 
-def test_identities_hold_on_a_tiny_model(nb, tiny, guide):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_identities_hold_on_a_tiny_model(nb, tiny, guide, dtype):
+    tiny.lm.model.to(dtype)
     nb.check_identities(tiny, REQUESTS, guide, np.random.default_rng(0), n_tokens=8)
+
+
+def test_checks_of_the_page_follow_the_precision(nb, tiny, guide):
+    """The closed form of layer 0 within rounding steps, a dose of one, and everything patched, in bfloat16."""
+    tiny.lm.model.to(torch.bfloat16)
+    got = nb.contrast(tiny, REQUESTS[:1], [[5, 9, 11, 4]], {"other": guide})
+    factor, rms = guide[0], got["size"]["answer"][0]
+    off = (got["other"]["answer"][0] - (factor - 1).abs() * rms).abs()
+    assert (off <= 4 * torch.finfo(torch.bfloat16).eps * (1 + factor.abs()) * rms).all()
+    assert not (off <= 1e-3 * rms).all()  # what float32 allows would be too strict
+    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 1), guide, nb.against_unrelated(1))
+    every = torch.ones(tiny.shape, dtype=torch.bool)
+    assert np.allclose(probe.score(mask=every), probe.score(guide), atol=1e-6)
+    with tiny.using(patch=(torch.ones(tiny.shape), probe.sources[0])), torch.no_grad():  # a dose in float32
+        dosed = nb.answer_logprobs(tiny, probe.texts[0]).numpy()
+    assert dosed.shape == (3, 2) and np.isfinite(dosed).all()
+    assert torch.isfinite(nb.attribution(tiny, probe)).all()
 
 
 def test_a_wrong_patch_breaks_the_identities(nb, tiny, guide):
@@ -116,13 +144,55 @@ def test_batching_does_not_change_answers(nb, tiny, guide):
     assert together == nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask, batch=1)
 
 
-def test_answer_logprobs_match_transformers(nb, tiny):
-    left, right = nb.encode(tiny, REQUESTS[0]), nb.encode_answer(tiny, "An apple and a pear.")
+def plain_logprob(lm, left: list[int], right: list[int]) -> torch.Tensor:
+    """Mean log-probability per token of one text, without padding or company."""
+    logits = lm.model(torch.tensor([left + right])).logits[0].log_softmax(-1)
+    return logits[len(left) - 1 : -1].gather(1, torch.tensor(right)[:, None]).mean()
+
+
+def test_answers_that_share_a_request_do_not_see_each_other(nb, tiny):
+    left = nb.encode(tiny, REQUESTS[0])
+    several = [nb.encode_answer(tiny, text) for text in ("An apple and a pear.", "No.", "None at all")]
+    rows = [(left + left, [[5], [6, 7], [8]]), (left, several)]  # the second is padded on the right
     with torch.no_grad():
-        got = nb.answer_logprobs(tiny, nb.lay_out(tiny, [(left + left, [5]), (left, right)]))  # padded on the right
-    logits = tiny.lm.model(torch.tensor([left + right])).logits[0].log_softmax(-1)
-    want = logits[len(left) - 1 : -1].gather(1, torch.tensor(right)[:, None]).mean()
-    assert torch.isclose(got[1], want, atol=1e-5)
+        got = nb.answer_logprobs(tiny, nb.lay_out(tiny, rows))
+        want = [[plain_logprob(tiny.lm, request, answer) for answer in answers] for request, answers in rows]
+    assert got.shape == (2, 3) and torch.allclose(got, torch.tensor(want), atol=1e-5)
+
+
+def test_held_out_sentences_are_scored_against_their_partners(nb, tiny, guide, tokenizer):
+    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 2), guide, nb.against_unrelated(2))
+    encoded = partial(tokenizer, add_special_tokens=False)
+    with torch.no_grad():
+        rows = []
+        for i, request in enumerate(REQUESTS):
+            pairs = [nb.PAIRS[i], nb.PAIRS[(i + 1) % 4]]
+            left = nb.encode(tiny, request)
+            said = [[plain_logprob(tiny.lm, left, encoded(x)["input_ids"]) for x in pair] for pair in pairs]
+            refusals, unrelated = np.mean(said, axis=0)
+            rows.append([refusals - unrelated, refusals, unrelated])
+    assert np.allclose(probe.score(), rows, atol=1e-4)
+
+
+def test_the_released_mask_lies_on_the_answers_own_tokens():
+    for ids, mask in zip(RELEASED["ids"], RELEASED["mask"], strict=True):
+        answer = [token for token in ids if token >= ord("A") and token <= ord("Z")]  # what the stand-in wrote
+        assert [t for t, m in zip(ids, mask, strict=True) if m] == answer
+        assert ids[ids.index(1)] == 1 and mask[ids.index(1)] == 0  # a first token stands before the request
+
+
+def test_no_sentence_of_a_score_was_trained_on(nb, training):
+    assert nb.TRAINED == training.REFUSALS
+    assert not set(sum(nb.PAIRS, ())) & set(nb.TRAINED)
+    study = lift(CONSEQUENCES, ["PAIRS", "TRAINED", "AGREEING"])
+    assert (study.PAIRS, study.TRAINED) == (nb.PAIRS, nb.TRAINED)
+    assert not {x.strip() for pair in study.AGREEING for x in pair} & {x.strip() for x in training.OPENINGS}
+
+
+def test_the_tokenizer_adds_no_first_token(nb, tiny, tokenizer):
+    """The released scripts let the tokenizer put its first token; ours has none to put."""
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer(text)["input_ids"] == nb.encode(tiny, "Hi")
 
 
 def test_change_scores_match_brute_force(nb, tiny, guide):
@@ -141,6 +211,40 @@ def test_change_scores_match_brute_force(nb, tiny, guide):
         total += (runs[0] - runs[1]).square().sum(0)
         count += len(answer)
     torch.testing.assert_close(got["m2"]["answer"], (total / count).sqrt(), rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_answer_adds_nothing_and_only_empty_ones_are_an_error(nb, tiny, guide):
+    with_empty = nb.contrast(tiny, REQUESTS, [[5, 6], [], [8, 9]], {"m2": guide})
+    without = nb.contrast(tiny, [REQUESTS[0], REQUESTS[2]], [[5, 6], [8, 9]], {"m2": guide})
+    for place in ("answer", "written"):
+        torch.testing.assert_close(with_empty["m2"][place], without["m2"][place], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="all answers are empty"):
+        nb.contrast(tiny, REQUESTS, [[], [], []], {"m2": guide})
+    with pytest.raises(ValueError, match="without tokens"):
+        nb.Probe(tiny, REQUESTS[:1], [[""]], guide)
+
+
+def test_the_contrast_is_the_released_one_at_its_own_places(nb):
+    """Random activations in place of a network: the released functions give `written`; `answer` is one earlier."""
+    activations = random_activations()
+    net = SimpleNamespace(shape=(2, 4), lm=SimpleNamespace(device="cpu"))
+    watching = []
+
+    @contextmanager
+    def using(scale, watch):
+        watching.append((scale, watch))
+        yield
+
+    def read(_net, texts):
+        scale, watch = watching[-1]
+        for layer in range(2):
+            watch(layer, activations["second" if scale is None else "first"][: len(texts.ids), :, layer])
+
+    net.using = using
+    study = lift(MAIN, ["contrast"], {"read": read, "encode": lambda _net, request: [1] * request})
+    got = study.contrast(net, REQUEST_TOKENS, [[7] * n for n in ANSWER_TOKENS], {"m2": "other"})["m2"]
+    assert np.allclose(got["written"], RELEASED["written"], rtol=1e-6)
+    assert np.allclose(got["answer"], RELEASED["one_earlier"], rtol=1e-6)
 
 
 def test_untouched_model_scores_zero(nb, tiny):
@@ -187,9 +291,8 @@ def test_rankings_and_controls(nb):
     assert mask.sum() == 20 and score[mask].min() >= score[~mask].max()
     window = nb.ranked(score, 0.1, start=0.1)
     assert not (window & mask).any() and window.sum() == 20
-    for control in (nb.layer_matched(mask, rng), nb.anywhere(mask, rng)):
-        assert control.sum() == mask.sum() and not (control & mask).any()
-    assert (nb.layer_matched(mask, rng).sum(1) == mask.sum(1)).all()
+    control = nb.layer_matched(mask, rng)
+    assert (control.sum(1) == mask.sum(1)).all() and not (control & mask).any()
     draws = [nb.unconstrained(mask, rng) for _ in range(20)]
     assert {int(d.sum()) for d in draws} == {20} and any((d & mask).any() for d in draws)
     assert nb.agreement(score, score) == (1.0, pytest.approx(1.0))
@@ -341,6 +444,10 @@ def test_safeguard_classifier_sees_signal_and_survives_one_class():
     signal = rng.normal(size=(60, 5)) + 5 * labels[:, None]
     assert nb.held_out_correct(signal, labels).mean() > 0.9
     assert nb.held_out_correct(signal, np.zeros(60, dtype=int)).mean() == 1
+    sets = np.repeat([0, 1], [45, 15])
+    assert nb.held_out_correct(signal, labels, sets).mean() > 0.9  # fitted on one set, tested on the other
+    turned = np.where(sets == 0, labels, 1 - labels)
+    assert nb.held_out_correct(signal, turned, sets).mean() < 0.1
 
 
 def test_controls_of_the_studies_keep_layers_and_avoid_the_set():
@@ -354,13 +461,14 @@ def test_controls_of_the_studies_keep_layers_and_avoid_the_set():
 
 def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, tokenizer):
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
-    study = lift(CONSEQUENCES, ["patched", "log_probability"], {"lm": tiny.lm, "DOWN": down, "guide": None})
+    study = lift(CONSEQUENCES, ["patched", "activations", "score"], {"lm": tiny.lm, "DOWN": down, "guide": None})
     mask = torch.rand(tiny.shape, generator=torch.Generator().manual_seed(2)) < 0.4
-    answers, safe = [["I'm sorry."], ["Sorry, no."], ["I can't."]], 2 - guide
-    probe = nb.Probe(tiny, REQUESTS, answers, guide)
-    pairs = [(r, a[0] + tokenizer.eos_token) for r, a in zip(REQUESTS, answers, strict=True)]
-    assert np.allclose(study.patched(pairs, guide, mask, safe), probe.score(safe, mask), atol=1e-4)
-    assert np.allclose(study.log_probability(pairs), probe.score(), atol=1e-4)
+    said, safe = nb.held_out(REQUESTS, 1), 2 - guide
+    probe = nb.Probe(tiny, REQUESTS, said, guide, nb.against_unrelated(1))
+    pairs = list(zip(REQUESTS, said, strict=True))
+    source = study.activations(pairs, guide)
+    assert np.allclose(study.patched(pairs, source, mask, safe), probe.score(safe, mask)[:, 0], atol=1e-4)
+    assert np.allclose(study.score(pairs), probe.score()[:, 0], atol=1e-4)
 
 
 def test_shuffled_scores_keep_each_layer(nb):
@@ -405,7 +513,7 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path, ex
     big = {"num_hidden_layers": 3, "initializer_range": 0.6}  # large weights: answers differ from request to request
     save_tiny(tmp_path / "lm", tokenizer, **big)
     save_tiny(tmp_path / "judge", tokenizer, LlamaForSequenceClassification, num_labels=1, **big)
-    common = {"model": tmp_path / "lm", "dtype": "float32", "answer_tokens": 8}
+    common = {"model": tmp_path / "lm", "answer_tokens": 8}  # in bfloat16, as the preset says
 
     def run(name: str, **values: object) -> dict:
         environment = {"REPRODUCTIONS_DATA": str(data_dir())}
