@@ -181,6 +181,14 @@ def test_the_released_mask_lies_on_the_answers_own_tokens():
         assert ids[ids.index(1)] == 1 and mask[ids.index(1)] == 0  # a first token stands before the request
 
 
+def test_the_effect_is_what_refusals_gain_beyond_unrelated_sentences(nb, tiny, guide):
+    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 2), guide, nb.against_unrelated(2))
+    effects = nb.Effects([probe])
+    effects.measure("half", lambda s: torch.arange(tiny.shape[1]).expand(tiny.shape) % 2 == 0)
+    whole, refusals, unrelated = (effects.effect("half", column=i).value for i in range(3))
+    assert whole == pytest.approx(refusals - unrelated)
+
+
 def test_no_sentence_of_a_score_was_trained_on(nb, training):
     assert nb.TRAINED == training.REFUSALS
     assert not set(sum(nb.PAIRS, ())) & set(nb.TRAINED)
