@@ -527,7 +527,7 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path, ex
         environment = {"REPRODUCTIONS_DATA": str(data_dir())}
         done = execute(FOLDER, notebook=name, preset="full", parameters=common | values, environment=environment)
         assert done.code == 0, done.err[-2000:]
-        return json.loads(done.record.read_text())
+        return json.loads(next(tmp_path.rglob(f"{name}.json")).read_text())  # each notebook has a folder of its own
 
     run("alignment", n_pairs=40, n_set=4, n_harmful=16, n_harmless=8)
     vectors = next(tmp_path.rglob("manifest.json")).parent
