@@ -15,9 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from helpers.engine.judge import chapters_of, judge, notebooks_of
+from helpers.engine.judge import chapters_of, judge
+from helpers.engine.status import name_of
 from helpers.record import PRESETS
 from helpers.parameters import BadRequestError
+from helpers.paths import notebooks_of
 from helpers.request import load_presets
 from helpers.verify import expected_name
 
@@ -73,8 +75,8 @@ def failures():
     """One line for every run that has no verified record."""
     for seed in SEEDS:
         for notebook in NOTEBOOKS:
-            run, paper = run_of(notebook, seed), notebook.parent.name
-            name = f"{paper if notebook.stem == paper else f'{paper}/{notebook.stem}'} (seed {seed})"
+            run = run_of(notebook, seed)
+            name = f"{name_of(notebook.parent.name, notebook.stem)} (seed {seed})"
             judgement = judge(notebook, run)
             try:
                 load_presets(notebook)

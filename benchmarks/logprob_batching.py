@@ -25,8 +25,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from lift import lift  # noqa: E402
+
 from helpers.data import DataUnavailableError, fetch  # noqa: E402
-from helpers.engine.lift import lift  # noqa: E402
 from helpers.logprobs import encode_pair, response_logprobs  # noqa: E402
 from helpers.models import load_lm, packaged  # noqa: E402
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from helpers.engine.lift import lift  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from lift import lift  # noqa: E402
 
 NOTEBOOK = "notebooks/gene_meta_learning/gene_meta_learning.ipynb"
 RUNS, STEPS, ROUNDS, GENES, HIDDEN = 25, 6, 3, 695, 32
@@ -52,7 +52,7 @@ def plain_loop(nb, start, target, sources, rule, settings, seed) -> dict[str, Te
         adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
         for rows, source_rows in zip(plan, drawn, strict=True):
             own = torch.as_tensor(rows[r])
-            loss = settings.alpha * F.binary_cross_entropy_with_logits(net(target[0][r][own]), target[1][r][own])
+            loss = rule.alpha * F.binary_cross_entropy_with_logits(net(target[0][r][own]), target[1][r][own])
             for (x, y), picked in zip(sources, source_rows, strict=True):
                 xs, ys = x[r][torch.as_tensor(picked[r])], y[r][torch.as_tensor(picked[r])]
                 weights = dict(net.named_parameters())
@@ -61,7 +61,7 @@ def plain_loop(nb, start, target, sources, rule, settings, seed) -> dict[str, Te
                     g = torch.autograd.grad(inner, list(weights.values()), create_graph=rule.second_order)
                     weights = {k: w - rule.eta * d for (k, w), d in zip(weights.items(), g, strict=True)}
                 source = F.binary_cross_entropy_with_logits(functional_call(net, weights, (xs,)), ys)
-                loss = loss + (1 - settings.alpha) * source
+                loss = loss + (1 - rule.alpha) * source
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -80,7 +80,7 @@ def main() -> None:
     labels = lambda n: torch.as_tensor((rng.random((RUNS, n)) < 0.5).astype(np.float32))  # noqa: E731
     target, sources = (put(RUNS, 64, GENES), labels(64)), [(put(RUNS, 100, GENES), labels(100)) for _ in range(3)]
     start = nb.fresh(partial(nb.MLP, GENES, HIDDEN), RUNS, torch.Generator().manual_seed(0), "cpu")
-    settings = nb.Settings(HIDDEN, 32, 1000, STEPS, 4e-4, 0.5)
+    settings = nb.Settings(HIDDEN, 32, 1000, STEPS, 4e-4)
     table = {}
     for case, (steps, second_order) in CASES.items():
         rule = nb.Rule(steps, 0.01, second_order)

@@ -20,7 +20,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from helpers.engine.lift import lift  # noqa: E402
+from lift import lift  # noqa: E402
+
 from helpers.models import LanguageModel, load_lm  # noqa: E402
 
 NOTEBOOK = "notebooks/safety_neurons/safety_neurons.ipynb"

@@ -9,6 +9,7 @@ Run from the checkout: `python -m benchmarks.seakr_estimator`; writes `benchmark
 
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import torch
 from transformers.utils import logging
 
 from helpers.activations import capture
-from helpers.engine.lift import lift
 from helpers.generation import generate
 from helpers.models import load_lm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from lift import lift
 
 K, NEW_TOKENS, LAYER = 20, 24, "model.layers.14.mlp"
 QUESTIONS = [
@@ -40,9 +43,9 @@ def sequential(lm, prompt: str) -> tuple[torch.Tensor, int, float]:
         seconds += time.perf_counter() - start
         out[0, -1] = lm.tokenizer.eos_token_id
         tokens += out.shape[1] - ids.input_ids.shape[1]
-        with capture(lm.model, [LAYER], lambda h: h[:, -1]) as seen:
+        with capture(lm.model, [LAYER]) as seen:
             lm.model(out, logits_to_keep=1)
-        vectors.append(seen[LAYER][0][0])
+        vectors.append(seen[LAYER][0][0, -1])
     return torch.stack(vectors), tokens, seconds
 
 

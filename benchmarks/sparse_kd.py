@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-from helpers.engine.lift import lift  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from lift import lift  # noqa: E402
 
 NOTEBOOK = ROOT / "notebooks" / "pretraining_distillation" / "pretraining_distillation.ipynb"
 TOKENS, TOP_K, ROUNDS = 256, 50, 15

@@ -1,11 +1,10 @@
 """Record or change what goes into or out of a module, by forward hooks that always go away again."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 Output = torch.Tensor | tuple
 
@@ -15,23 +14,24 @@ def _tensor(output: Output) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _register(module: nn.Module, hook: Callable, inputs: bool) -> RemovableHandle:
-    return module.register_forward_pre_hook(hook) if inputs else module.register_forward_hook(hook)
+@contextmanager
+def _hooks(model: nn.Module, hooks: Mapping[str, Callable], inputs: bool) -> Iterator[None]:
+    """Set hooks of submodules, by name; a hook gets the inputs, or inputs and output, after the module."""
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            module = model.get_submodule(name)
+            register = module.register_forward_pre_hook if inputs else module.register_forward_hook
+            stack.callback(register(hook).remove)
+        yield
 
 
 @contextmanager
-def capture(
-    model: nn.Module,
-    modules: Sequence[str],
-    keep: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    inputs: bool = False,
-) -> Iterator[dict[str, list[torch.Tensor]]]:
+def capture(model: nn.Module, modules: Sequence[str], inputs: bool = False) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record the outputs of submodules, one tensor per forward pass.
 
     Args:
         model: any module; `modules` are names as in `model.get_submodule`, such as `model.layers.14.mlp`.
         modules: names of the submodules to record.
-        keep: picks what is kept of an output `(batch, seq, d)`, so that the rest can be freed; default: all of it.
         inputs: record the first input instead, after the patches of inputs that were set earlier.
 
     Yields:
@@ -44,19 +44,12 @@ def capture(
 
     def hook_for(name: str) -> Callable:
         def hook(_module: nn.Module, *ends: Output) -> None:  # (inputs) or (inputs, output)
-            kept = _tensor(ends[-1]).detach()
-            records[name].append(kept if keep is None else keep(kept))
+            records[name].append(_tensor(ends[-1]).detach())
 
         return hook
 
-    handles = []
-    try:
-        for name in modules:
-            handles.append(_register(model.get_submodule(name), hook_for(name), inputs))
+    with _hooks(model, {name: hook_for(name) for name in modules}, inputs):
         yield records
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -85,11 +78,5 @@ def patch(
 
         return hook
 
-    handles = []
-    try:
-        for name, change in changes.items():
-            handles.append(_register(model.get_submodule(name), hook_for(name, change), inputs))
+    with _hooks(model, {name: hook_for(name, change) for name, change in changes.items()}, inputs):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

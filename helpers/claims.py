@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from helpers.html import Raw, table
 from helpers.paths import read_yaml
-from helpers.record import PRESETS, Outcome, Preset, Verdict
+from helpers.record import PRESETS, Outcome, Preset, Verdict, first_fault
 
 if TYPE_CHECKING:
     from helpers.stats import Estimate
@@ -109,14 +109,23 @@ def load_claims(path: Path, notebook: str | None = None) -> dict[str, Claim]:
         try:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise ValueError(f"{path.name}: claim {name}: {field + ': ' if field else ''}{first['msg']}") from None
+            raise ValueError(f"{path.name}: claim {name}: {first_fault(error)}") from None
         if claim.id in claims:
             raise ValueError(f"{path.name}: claim {claim.id} stands there twice")
         claims[claim.id] = claim
     main = path.resolve().parent.name
     return {k: c for k, c in claims.items() if notebook is None or (c.notebook or main) == notebook}
+
+
+def all_outcomes(claims: dict[str, Claim], judged: dict[str, Outcome], preset: Preset) -> dict[str, Outcome]:
+    """Return the outcomes in the order of `claims.yaml`, with the claims that this preset cannot test."""
+    outcomes = {}
+    for name, claim in claims.items():
+        if name in judged:
+            outcomes[name] = judged[name]
+        elif preset not in claim.presets:
+            outcomes[name] = Outcome(verdict="not testable here", reason=claim.why_not[preset])
+    return outcomes
 
 
 def format_number(value: float) -> str:

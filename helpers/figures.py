@@ -32,6 +32,7 @@ COLORS = {
     "grey": "#7d8590",
 }
 PAGES = {"light": ("#ffffff", "#1f2328"), "dark": ("#14181e", "#e6e6e6")}  # page colour, ink
+SPREAD = 0.6  # height over which the series of a row of `forest` are spread; rows are 1 apart
 
 
 def palette(names: list[str]) -> dict[str, str]:
@@ -152,10 +153,10 @@ def whiskers(
     ends: dict[str, Any] = dict(fmt="none", capsize=3, ecolor=color, alpha=style.get("alpha"))
     if horizontal:
         axis.errorbar(middle, x, xerr=half, **ends)
-        axis.plot(value, x, marker=marker, linestyle=line, color=color, label=label, **style)
     else:
         axis.errorbar(x, middle, yerr=half, **ends)
-        axis.plot(x, value, marker=marker, linestyle=line, color=color, label=label, **style)
+    places = (value, x) if horizontal else (x, value)
+    axis.plot(*places, marker=marker, linestyle=line, color=color, label=label, **style)
 
 
 def forest(
@@ -164,8 +165,6 @@ def forest(
     *,
     threshold: float | None = None,
     colors: str | Mapping[str, str] | None = None,
-    markers: Mapping[str, str] | None = None,
-    spread: float = 0.6,
     **style: Any,
 ) -> None:
     """Draw one row for each name, from top to bottom: its value and interval, or those of several series.
@@ -175,8 +174,6 @@ def forest(
         rows: by name an estimate, or the estimates of several series by the series' name; a series may lack a row.
         threshold: value of a dashed vertical line, such as no difference, chance, or a claim's threshold.
         colors: one colour, or by series (by row, where a row is one estimate); default: `palette` of the series.
-        markers: by series; default: points.
-        spread: height over which the series of a row are spread; rows are 1 apart, 0 puts all on one line.
         style: more for `whiskers`.
     """
     if threshold is not None:
@@ -187,10 +184,10 @@ def forest(
     if isinstance(colors, str) or (colors is None and not nested):
         colors = dict.fromkeys(series, colors or COLORS["blue"])
     colors = colors or palette(series)
-    shifts = np.linspace(-0.5, 0.5, 2 * len(series) + 1)[1::2] * spread if nested else np.zeros(len(series))
+    shifts = np.linspace(-0.5, 0.5, 2 * len(series) + 1)[1::2] * SPREAD if nested else np.zeros(len(series))
     for one, shift in zip(series, shifts, strict=True):
         places, found = zip(*((y + shift, row[one]) for y, row in enumerate(table.values()) if one in row), strict=True)
-        own = {"color": colors[one], "marker": (markers or {}).get(one, "o"), "label": one if nested else None}
+        own = {"color": colors[one], "label": one if nested else None}
         whiskers(axis, places, found, horizontal=True, **(own | style))
     axis.set_yticks(range(len(rows)), list(rows))
     axis.set_ylim(max(len(rows), 1) - 0.5, -0.5)

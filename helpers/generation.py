@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from helpers.activations import capture
@@ -152,13 +153,10 @@ def _encode(
 
 def _prefill(lm: LanguageModel, ids: list[list[int]], shared: Any, n_head: int) -> tuple[torch.Tensor, Any, Any]:
     """Run the prompts once, padded on the left: next-token logits `(n, vocab)`, mask `(n, seq)`, cache."""
-    width = max(map(len, ids))
-    tokens = torch.zeros(len(ids), width, dtype=torch.long)
-    mask = torch.zeros(len(ids), n_head + width, dtype=torch.long)
-    mask[:, :n_head] = 1
-    for row, prompt in enumerate(ids):
-        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, n_head + width - len(prompt) :] = 1
+    rows = [torch.tensor(prompt) for prompt in ids]
+    tokens = pad_sequence(rows, batch_first=True, padding_side="left")
+    real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    mask = torch.cat([real.new_ones(len(ids), n_head), real], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, n_head:]
     cache = copy.deepcopy(shared)
     if cache is not None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from helpers.models import LanguageModel
@@ -81,15 +82,12 @@ def response_logprobs(
 
 
 def _batch_logprobs(lm: LanguageModel, batch: list[tuple[list[int], list[int]]]) -> list[np.ndarray]:
-    longest = max(len(left) + len(right) for left, right in batch)
-    ids = torch.full((len(batch), longest), cast(int, lm.tokenizer.pad_token_id))  # (batch, seq)
-    mask = torch.zeros_like(ids)
-    predicts = torch.zeros_like(ids, dtype=torch.bool)  # position t predicts token t + 1
-    for row, (left, right) in enumerate(batch):
-        ids[row, : len(left) + len(right)] = torch.tensor(left + right)
-        mask[row, : len(left) + len(right)] = 1
-        predicts[row, len(left) - 1 : len(left) + len(right) - 1] = True
-    ids, mask, predicts = ids.to(lm.device), mask.to(lm.device), predicts.to(lm.device)
+    rows = [torch.tensor(left + right) for left, right in batch]
+    ids = pad_sequence(rows, True, cast(int, lm.tokenizer.pad_token_id)).to(lm.device)  # (batch, seq)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], True).to(lm.device)
+    # position t predicts token t + 1
+    predicts = [torch.tensor([0] * (len(left) - 1) + [1] * len(right) + [0]) for left, right in batch]
+    predicts = pad_sequence(predicts, True).bool().to(lm.device)
     hidden = lm.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     targets = ids.roll(-1, dims=1)[predicts]
     values = selected_logprobs(lm, hidden[predicts], targets).double().cpu().numpy()

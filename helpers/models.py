@@ -128,39 +128,40 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
         OSError: neither a folder nor reachable on the hub (raised by transformers).
     """
     folder, digest = _resolve(name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer, model = _load(AutoModelForCausalLM, folder, device, dtype=dtype)
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
-    digest = digest or getattr(model.config, "_commit_hash", None) or "local folder"
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, name, digest)
+    return LanguageModel(model, tokenizer, name, digest or _commit(model))
 
 
 def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str = "cpu") -> Encoder:
     """Load a sentence encoder by bundled name, local folder or hub id; errors as in `load_lm`."""
     bundled = ENCODERS.get(name)
     folder = str(packaged(bundled.package, bundled.member)) if bundled else name
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModel.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
-    return Encoder(model.to(device).eval().requires_grad_(False), tokenizer)
+    tokenizer, model = _load(AutoModel, folder, device)
+    return Encoder(model, tokenizer)
 
 
 def load_classifier(
     name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> LanguageModel:
     """Load a sequence classifier (for example a reward model) by local folder or hub id; errors as in `load_lm`."""
+    tokenizer, model = _load(AutoModelForSequenceClassification, name, device, dtype=dtype)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return LanguageModel(model, tokenizer, name, _commit(model))
+
+
+def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> tuple[PreTrainedTokenizerBase, Any]:
+    """A tokenizer, with a padding token, and a model of this kind, ready to be read; no pickle, no remote code."""
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        name, dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    model = kind.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    digest = getattr(model.config, "_commit_hash", None) or "local folder"
-    return LanguageModel(model.to(device).eval().requires_grad_(False), tokenizer, name, digest)
+    return tokenizer, model.to(device).eval().requires_grad_(False)
+
+
+def _commit(model: PreTrainedModel) -> str:
+    """The hub's commit of a model, or that it has none."""
+    return getattr(model.config, "_commit_hash", None) or "local folder"
 
 
 def _mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:

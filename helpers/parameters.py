@@ -5,7 +5,6 @@ import difflib
 import io
 import json
 import math
-import operator
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from simpleeval import InvalidExpression, simple_eval
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 RANGE = re.compile(r"\[([^\[\],]+),([^\[\],]+)\]\s*$")
 CHOICES = re.compile(r"\{([^{}]+)\}\s*$")
-OPERATORS: dict[type, Any] = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-OPERATORS |= {ast.Div: operator.truediv, ast.Pow: operator.pow}
+PLAIN = (bool, int, float, str, list)
 FIXED = ("preset", "seed")  # set by --preset and --seed
 
 
@@ -116,29 +115,17 @@ def _field(where: str, line: ast.AnnAssign, comment: str) -> tuple[Any, Any]:
             limits = Limits(_number(match[1]), _number(match[2]))
         elif match := CHOICES.search(comment):
             limits = Limits(choices=tuple(choice.strip() for choice in match[1].split(",")))
-    except (ValueError, SyntaxError, KeyError, TypeError):
+    except (ValueError, SyntaxError, TypeError, ArithmeticError, InvalidExpression):
         raise BadRequestError(f"{where}: parameter '{name}': its default or range is not a plain literal") from None
     return Annotated[TYPES[kind], AfterValidator(limits)], Field(default, description=comment)
 
 
 def _number(text: str) -> float:
-    """Evaluate the end of a range: numbers with + - * / ** only."""
-
-    def value(node: ast.expr) -> float:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return node.value
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp):
-            return OPERATORS[type(node.op)](value(node.left), value(node.right))
+    """Evaluate the end of a range: numbers and arithmetic only."""
+    value = simple_eval(text.strip(), functions={}, names={})
+    if not isinstance(value, int | float):
         raise ValueError(text)
-
-    return value(ast.parse(text.strip(), mode="eval").body)
-
-
-def limits_of(model: type[BaseModel]) -> dict[str, tuple[type, Limits]]:
-    """Return type and limits of every parameter."""
-    return {name: (field.annotation, field.metadata[0].func) for name, field in model.model_fields.items()}  # type: ignore[misc]
+    return value
 
 
 def check_values(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +151,29 @@ def _first(error: ValidationError) -> str:
         return f"parameter '{name}': {first['msg'].removeprefix('Value error, ')}"
     kind = first["type"].split("_")[0].replace("string", "str")
     return f"parameter '{name}': {value!r:.60} is of type {type(value).__name__}, not {kind}"
+
+
+def values_of(namespace: Mapping[str, Any], declared: Iterable[str]) -> dict[str, Any]:
+    """Return the declared parameters with whatever values they have, and all other annotated globals of plain values.
+
+    An annotated name that is not declared is a mistyped one, and the check of the values says so.
+
+    Args:
+        namespace: a notebook's `globals()`.
+        declared: names in its parameters cell.
+
+    Raises:
+        BadRequestError: a declared parameter has no value.
+        ValueError: `preset` or `seed` is missing.
+    """
+    if missing := [name for name in declared if name not in namespace]:
+        raise BadRequestError(f"the chapter's parameters cell sets {', '.join(missing)}, this notebook does not")
+    names = [k for k in namespace.get("__annotations__", {}) if k in namespace and k[0] != "_"]
+    found = {name: namespace[name] for name in declared}
+    found |= {k: namespace[k] for k in names if isinstance(namespace[k], PLAIN)}
+    if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
+        raise ValueError("the parameters cell must define `preset: str` and `seed: int` with annotations")
+    return found
 
 
 def parse(model: type[BaseModel], name: str, text: str) -> Any:

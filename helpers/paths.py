@@ -102,16 +102,16 @@ def _user_cache() -> Path:
     raise RuntimeError("no home folder for caches: set HOME, or REPRODUCTIONS_DATA and REPRODUCTIONS_MODELS")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` (a text as UTF-8) to `path` so that a reader sees the old file or the new one, never a part.
 
     The file gets the mode that the umask gives, so that a shared folder stays shared.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name[:100]}.{secrets.token_hex(4)}.part"
     try:
-        with part.open("x", encoding="utf-8") as handle:
-            handle.write(text)
+        with part.open("xb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)

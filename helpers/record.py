@@ -23,6 +23,13 @@ class RecordError(ValueError):
     """A file that is not a complete record; the message is one line that names file and fault."""
 
 
+def first_fault(error: ValidationError, *within: str) -> str:
+    """Return what is wrong first, in one line: the field (`within`: what it stands in), if there is one, and why."""
+    first = error.errors()[0]
+    field = ".".join([*within, *map(str, first["loc"])])
+    return f"{field}: {first['msg']}" if field else first["msg"]
+
+
 class Metric(BaseModel):
     """A measured number; `value` is None where a trial at odd sizes left it undefined."""
 
@@ -106,11 +113,7 @@ class Record(BaseModel):
         except OSError as error:
             raise RecordError(f"{path.name}: cannot be read ({error.strerror})") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RecordError(
-                f"{path.name}: not a complete record: {where + ': ' if where else ''}{first['msg']}"
-            ) from None
+            raise RecordError(f"{path.name}: not a complete record: {first_fault(error)}") from None
         if not isinstance(record.parameters.get("seed"), int):
             raise RecordError(f"{path.name}: not a complete record: parameters.seed: an integer is needed")
         return record

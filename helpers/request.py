@@ -5,14 +5,17 @@ Everything is checked before anything is computed; a bad request is one line for
 
 import ast
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from simpleeval import EvalWithCompoundTypes
 
 from helpers.claims import load_claims
 from helpers.parameters import FIXED, BadRequestError, check_values, hint, parse, schema
 from helpers.paths import notebooks_of, read_yaml
+from helpers.record import first_fault
 from helpers.verify import load_expected
 
 FUNCTIONS = {"min": min, "max": max, "len": len, "sum": sum, "all": all, "any": any}  # of a cross-check
@@ -38,14 +41,11 @@ class Rule(BaseModel):
 
     def names(self) -> set[str]:
         """Return the parameters that the expression speaks of."""
-        return {node.id for node in ast.walk(ast.parse(self.rule, mode="eval")) if isinstance(node, ast.Name)} - {
-            *FUNCTIONS
-        }
+        nodes = ast.walk(ast.parse(self.rule, mode="eval"))
+        return {node.id for node in nodes if isinstance(node, ast.Name)} - FUNCTIONS.keys()
 
     def check(self, values: Mapping[str, Any]) -> None:
         """Raise BadRequestError when the rule does not hold."""
-        from simpleeval import EvalWithCompoundTypes  # nothing else needs it
-
         try:
             holds = EvalWithCompoundTypes(names=dict(values), functions=FUNCTIONS).eval(self.rule)
         except Exception as error:
@@ -61,6 +61,13 @@ class Presets(BaseModel):
     values: dict[str, dict[str, Any]]  # of the parameters that this notebook declares
     budgets: dict[str, Budget]
     rules: list[Rule]
+
+    def named(self, preset: str) -> dict[str, Any]:
+        """Return the values of a preset; raise BadRequestError when there is none of that name."""
+        if preset not in self.values:
+            known = ", ".join(self.values)
+            raise BadRequestError(f"unknown preset '{preset}'{hint(preset, self.values)}; known: {known}")
+        return self.values[preset]
 
 
 class Request(BaseModel):
@@ -123,8 +130,7 @@ def load_presets(notebook: Path) -> Presets:
         except BadRequestError as error:
             raise BadRequestError(f"presets.yaml: preset '{preset}': {error}") from None
         except ValidationError as error:
-            field = ".".join(["budgets", preset, *(str(part) for part in error.errors()[0]["loc"])])
-            raise BadRequestError(f"presets.yaml: {field}: {error.errors()[0]['msg']}") from None
+            raise BadRequestError(f"presets.yaml: {first_fault(error, 'budgets', preset)}") from None
         values[preset] = {"preset": preset} | mine
     return Presets(values=values, budgets=budgets, rules=_rules(rules, model, elsewhere))
 
@@ -150,11 +156,8 @@ def _other_names(notebook: Path) -> set[str]:
     """Parameters that the chapter's other notebooks declare; one that cannot be read declares none."""
     names: set[str] = set()
     for other in notebooks_of(notebook.parent):
-        if other.stem != notebook.stem:
-            try:
-                names |= schema(other).model_fields.keys()
-            except BadRequestError:
-                continue
+        with suppress(BadRequestError):
+            names |= schema(other).model_fields.keys() if other.stem != notebook.stem else set()
     return names
 
 
@@ -185,18 +188,13 @@ def resolve(
     Raises:
         BadRequestError: one line that says what is wrong with the request or with the chapter's files.
     """
-    model = schema(notebook)
-    presets = load_presets(notebook)
-    if preset not in presets.values:
-        raise BadRequestError(
-            f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}"
-        )
-    named, given = check_values(model, presets.values[preset] | {"seed": seed}), {}
+    model, presets, given = schema(notebook), load_presets(notebook), {}
+    named = check_values(model, presets.named(preset) | {"seed": seed})
     for name, text in overrides:
         if name in FIXED:
             raise BadRequestError(f"parameter '{name}': give it as --{name}")
         given[name] = parse(model, name, text)
-    values = check_values(model, presets.values[preset] | {"seed": seed} | given)
+    values = check_values(model, named | given)
     for rule in presets.rules:
         rule.check(values)
     defaults = check_values(model, {})
@@ -234,14 +232,9 @@ def changed_from_preset(notebook: Path, values: Mapping[str, Any]) -> dict[str, 
     check_values(model, values)
     for rule in presets.rules:
         rule.check(values)
-    preset = values["preset"]
-    if preset not in presets.values:
-        raise BadRequestError(
-            f"unknown preset '{preset}'{hint(preset, presets.values)}; known: {', '.join(presets.values)}"
-        )
-    defaults = check_values(model, {})
-    named = defaults | presets.values[preset]
-    own = {k: v for k, v in presets.values[preset].items() if k != "preset" and v != defaults[k]}
+    preset, defaults = values["preset"], check_values(model, {})
+    named = defaults | presets.named(preset)
+    own = {k: v for k, v in presets.named(preset).items() if k != "preset" and v != defaults[k]}
     if own and all(values[name] == defaults[name] for name in own):
         lines = "; ".join(f"{name} = {value!r}" for name, value in own.items())
         raise BadRequestError(

@@ -4,7 +4,8 @@ import os
 import random
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,14 @@ from IPython.display import HTML, display
 from helpers import data as data_registry
 from helpers import figures
 from helpers.card import card_html, describe_machine, source_commit
-from helpers.claims import claims_table, load_claims
+from helpers.claims import all_outcomes, claims_table, load_claims
 from helpers.lock import lock_of
-from helpers.parameters import BadRequestError, schema
+from helpers.parameters import schema, values_of
 from helpers.paths import chapter_dir, write_atomically
 from helpers.record import Metric, Outcome, Record, committed_records, record_path
 from helpers.request import changed_from_preset
 from helpers.stats import Estimate
-from helpers.verify import Expected, RegressionError, compare, load_expected
-
-PLAIN = (bool, int, float, str, list)
+from helpers.verify import RegressionError, compare, expected_of
 
 
 class Run:
@@ -35,8 +34,7 @@ class Run:
         paper, notebook: name of the chapter and stem of the notebook.
         parameters: the annotated values of the parameters cell, by name.
         preset, seed: two parameters that every chapter has.
-        changed: parameters that differ from the preset that the run names; such a run is a trial, speaks for no preset
-            and gets a folder of its own.
+        changed: parameters that differ from the named preset; such a run is a trial with a folder of its own.
         device: where tensors live; the CPU for `reduced`, so that its numbers can be compared between machines.
     """
 
@@ -58,12 +56,12 @@ class Run:
         self.claims = load_claims(folder / "claims.yaml", self.notebook)
         source = folder / f"{self.notebook}.ipynb"
         declared = schema(source).model_fields if source.is_file() else {}
-        self.parameters = _parameters(namespace, declared)
+        self.parameters = values_of(namespace, declared)
         self.changed = changed_from_preset(source, self.parameters) if declared else {}
         self.preset, self.seed = self.parameters["preset"], self.parameters["seed"]
         self.path = record_path(paper, self.notebook, self.preset, self.seed, self.changed)
         self.device = torch.device("cuda" if torch.cuda.is_available() and self.preset != "reduced" else "cpu")
-        self._expected, self._not_compared = self._gate_of(folder)
+        self._expected, self._not_compared = expected_of(folder, self.notebook, self.preset, self.parameters)
         self._metrics: dict[str, Metric] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._figures: dict[str, str | None] = {}
@@ -80,7 +78,8 @@ class Run:
 
     def rng(self, stream: int | str = 0) -> np.random.Generator:
         """Return a NumPy generator of its own for each `stream` of this run's seed."""
-        return np.random.default_rng([self.seed, _stream_number(stream)])
+        number = stream if isinstance(stream, int) else zlib.crc32(stream.encode())
+        return np.random.default_rng([self.seed, number])
 
     def torch_generator(self, stream: int | str = 0) -> torch.Generator:
         """Return a CPU torch generator of its own for each `stream` of this run's seed."""
@@ -97,7 +96,6 @@ class Run:
         name: str,
         value: float | Estimate,
         *,
-        interval: tuple[float, float] | None = None,
         n: int | None = None,
         unit: str = "",
         null: float | None = None,
@@ -109,8 +107,7 @@ class Run:
         Args:
             name: unique in the chapter.
             value: the number, or an Estimate that brings its interval and n along.
-            interval: its confidence interval, if there is one.
-            n: number of sampled units behind it.
+            n: number of sampled units behind a plain number.
             unit: unit in words, "" for a pure number.
             null: its value under chance or no effect; calibration refuses a tolerance that would accept it.
             floor: smallest tolerance of the regression check, for float noise or steps of 1/n.
@@ -122,14 +119,12 @@ class Run:
         """
         if name in self._metrics:
             raise ValueError(f"metric '{name}' was noted before")
+        ends: tuple[float, float] | None = None
         if isinstance(value, Estimate):
-            interval, n, value = (value.low, value.high), value.n, value.value
-        number: float | None = float(value)
-        if not np.isfinite(value):
-            if not self.changed:
-                raise ValueError(f"metric '{name}' is not finite: {value}")
-            number, interval = None, None
-        ends = None if interval is None else (float(interval[0]), float(interval[1]))
+            ends, n, value = (float(value.low), float(value.high)), value.n, value.value
+        if not np.isfinite(value) and not self.changed:
+            raise ValueError(f"metric '{name}' is not finite: {value}")
+        number, ends = (float(value), ends) if np.isfinite(value) else (None, None)
         metric = Metric(value=number, interval=ends, n=n, unit=unit, null=null, floor=float(floor), gate=bool(gate))
         self._metrics[name] = metric
         wanted = self._expected.metrics.get(name) if self._expected else None
@@ -168,9 +163,7 @@ class Run:
             self._outcomes[name] = Outcome(verdict="inconclusive", n=estimate.n, reason=reason)
             return "inconclusive"
         verdict = self.claims[name].verdict(estimate)
-        e = estimate
-        outcome = Outcome(verdict=verdict, value=e.value, low=e.low, high=e.high, n=e.n, level=e.level)
-        self._outcomes[name] = outcome
+        self._outcomes[name] = Outcome(verdict=verdict, **asdict(estimate))
         return verdict
 
     def figure(
@@ -207,18 +200,16 @@ class Run:
 
     def verdicts(self) -> None:
         """Show the claims: the paper's number, this run, and the committed records of the larger presets."""
-        columns = {f"this run ({self.preset})": self._all_outcomes()}
-        for preset, record in committed_records(self.paper, self.notebook).items():
-            if preset not in ("reduced", self.preset):
-                columns[preset] = record.claims
+        columns = {f"this run ({self.preset})": all_outcomes(self.claims, self._outcomes, self.preset)}
+        records = committed_records(self.paper, self.notebook).items()
+        columns |= {preset: one.claims for preset, one in records if preset not in ("reduced", self.preset)}
         display(HTML(claims_table(self.claims, columns)))
 
     def finish(self) -> Record:
         """Judge the run, show its card and write its record; the last call of a chapter.
 
         Raises:
-            ValueError: a claim that is testable with this preset was not judged, nothing was measured, or a parameter
-                was changed after the start.
+            ValueError: a testable claim was not judged, nothing was measured, or a parameter was changed meanwhile.
             RegressionError: a metric left the tolerance of `expected.yaml`; no record is written.
             LockedError: another process executes this very request.
         """
@@ -227,7 +218,6 @@ class Run:
         missing = [c.id for c in self.claims.values() if self.preset in c.presets and c.id not in self._outcomes]
         if missing or not self._metrics:
             raise ValueError(f"claims not judged: {', '.join(missing)}" if missing else "nothing was measured")
-        machine = describe_machine(self.device, self._start, self._commit)
         record = Record(
             paper=self.paper,
             notebook=self.notebook,
@@ -235,9 +225,9 @@ class Run:
             parameters=self.parameters,
             changed=self.changed,
             metrics=self._metrics,
-            claims=self._all_outcomes(),
+            claims=all_outcomes(self.claims, self._outcomes, self.preset),
             figures=self._figures,
-            card=machine | {"data": self._data, "seed": self.seed},
+            card=describe_machine(self.device, self._start, self._commit) | {"data": self._data, "seed": self.seed},
         )
         if self._expected and (problems := compare(record, self._expected)):
             raise RegressionError("regression: " + "; ".join(problems))
@@ -258,42 +248,3 @@ class Run:
         finally:
             if lock:
                 lock.release()
-
-    def _gate_of(self, folder: Path) -> tuple[Expected | None, str]:
-        """The expected values that speak of this run; without them the reason in words."""
-        expected = load_expected(folder, self.notebook)
-        if os.environ.get("REPRODUCTIONS_CALIBRATE"):
-            return None, "not compared (calibration run)"
-        if expected is None:
-            return None, "not compared (never calibrated)"
-        reason = expected.not_about(self.preset, self.parameters)
-        return (None, f"not compared ({reason})") if reason else (expected, "")
-
-    def _all_outcomes(self) -> dict[str, Outcome]:
-        """Outcomes in the order of `claims.yaml`, with the claims that this preset cannot test."""
-        outcomes = {}
-        for name, claim in self.claims.items():
-            if name in self._outcomes:
-                outcomes[name] = self._outcomes[name]
-            elif self.preset not in claim.presets:
-                outcomes[name] = Outcome(verdict="not testable here", reason=claim.why_not[self.preset])
-        return outcomes
-
-
-def _parameters(namespace: Mapping[str, Any], declared: Iterable[str]) -> dict[str, Any]:
-    """The declared parameters with whatever values they have, and every other annotated global with a plain value.
-
-    An annotated name that is not declared is a mistyped one, and the check of the values says so.
-    """
-    if missing := [name for name in declared if name not in namespace]:
-        raise BadRequestError(f"the chapter's parameters cell sets {', '.join(missing)}, this notebook does not")
-    names = [k for k in namespace.get("__annotations__", {}) if k in namespace and k[0] != "_"]
-    found = {name: namespace[name] for name in declared}
-    found |= {k: namespace[k] for k in names if isinstance(namespace[k], PLAIN)}
-    if not isinstance(found.get("preset"), str) or not isinstance(found.get("seed"), int):
-        raise ValueError("the parameters cell must define `preset: str` and `seed: int` with annotations")
-    return found
-
-
-def _stream_number(stream: int | str) -> int:
-    return stream if isinstance(stream, int) else zlib.crc32(stream.encode())

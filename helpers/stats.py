@@ -13,7 +13,6 @@ strata of two units (.92); a correlation of twelve pairs (.90); with eight units
 chance of a seed with a unit outweighs both (.98 to .99).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -21,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-Statistic = Callable[[NDArray], Any]
+from helpers.draws import Statistic, cluster_members, groups_of, picks, statistic_of_units, tail_of, value_of
+
 RARE = 0.05  # share of resamples in which a statistic may be undefined without making the interval undefined
 
 
@@ -107,17 +107,17 @@ def bootstrap(
     vectorized = vectorized and statistic is not np.mean
     if vectorized and clusters is not None:
         raise ValueError("clusters differ in size: a statistic of many draws at once cannot be taken")
-    members = _cluster_members(len(x), clusters)
-    groups = _groups(members, len(x), strata)
-    value = _value(x, statistic, strata if macro else None, vectorized)
+    members = cluster_members(len(x), clusters)
+    groups = groups_of(members, len(x), strata)
+    value = value_of(x, statistic, strata if macro else None, vectorized)
     if np.isnan(value):
         return Estimate(np.nan, np.nan, np.nan, len(members), level)
     parts = groups if macro else [slice(None)]
-    of = _statistic_of_units(x, statistic, None if clusters is None else members, parts, vectorized)
+    of = statistic_of_units(x, statistic, None if clusters is None else members, parts, vectorized)
     step = max(1, 4_000_000 // (len(members) * (x[:1].size if vectorized else 1)))  # draws at once
 
     def resample(drawn: list[NDArray], draws: int, rng: np.random.Generator) -> NDArray:
-        done = [of(_picks(drawn, len(members), min(step, draws - i), rng)) for i in range(0, draws, step)]
+        done = [of(picks(drawn, len(members), min(step, draws - i), rng)) for i in range(0, draws, step)]
         return np.concatenate(done)
 
     draws = resample(groups, n_resamples, rng)
@@ -125,7 +125,7 @@ def bootstrap(
     if lost.mean() >= RARE:
         return Estimate(np.nan, np.nan, np.nan, len(members), level)
     alone = [resample([group], 200, np.random.default_rng(0)) for group in groups] if len(groups) > 1 else [draws]
-    tail = _tail(level, [len(group) for group in groups], [np.nanvar(part) for part in alone])
+    tail = tail_of(level, [len(group) for group in groups], [np.nanvar(part) for part in alone])
     low, high = np.quantile(draws[~lost], [tail, 1 - tail])
     return Estimate(value, float(low), float(high), len(members), level)
 
@@ -177,7 +177,7 @@ def crossed_bootstrap(values: ArrayLike, statistic: Statistic = np.mean, **optio
     if k == 1 or whole.undefined:
         return whole
     strata = options.get("strata") if options.get("macro") else None
-    left = [_value(np.delete(rows, i, 1), of, strata, axes == (1, 2)) for i in range(k)]
+    left = [value_of(np.delete(rows, i, 1), of, strata, axes == (1, 2)) for i in range(k)]
     pseudo = [k * whole.value - (k - 1) * one for one in left]
     seeds = seed_interval(pseudo, whole.level)
     if seeds.undefined:
@@ -217,23 +217,6 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
     return Estimate(successes / n, float(interval.low), float(interval.high), int(n), level)
 
 
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> float:
-    """Expected calibration error with equal-width bins (Naeini et al. 2015; Guo et al. 2017).
-
-    Args:
-        confidence: (n,) predicted probability of the chosen answer, in [0, 1].
-        correct: (n,) 1 where the answer was right, else 0.
-        bins: number of equal-width bins on [0, 1].
-
-    Returns:
-        Sum over bins of (share of examples) x |mean confidence - accuracy|, in [0, 1].
-    """
-    confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
-    index = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(index, confidence - correct, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
-
-
 def auroc(score: ArrayLike, positive: ArrayLike) -> Any:
     """Area under the ROC curve: the share of (positive, negative) pairs in the right order, ties one half.
 
@@ -264,88 +247,3 @@ def auroc(score: ArrayLike, positive: ArrayLike) -> Any:
         wins = np.where(positive, scipy_stats.rankdata(score, axis=-1), 0).sum(-1) - ones * (ones + 1) / 2
     found = np.divide(wins, pairs, out=np.full(np.shape(pairs), np.nan), where=pairs > 0)
     return found if found.ndim else float(found)
-
-
-def _cluster_members(n: int, clusters: ArrayLike | None) -> list[NDArray]:
-    """Row numbers of every unit."""
-    if clusters is None:
-        return list(np.arange(n)[:, None])
-    clusters = np.asarray(clusters)
-    if clusters.shape != (n,):
-        raise ValueError(f"{n} rows need {n} cluster labels, got shape {clusters.shape}")
-    order = np.argsort(clusters, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(np.unique(clusters, return_inverse=True)[1][order])) + 1)
-
-
-def _groups(members: list[NDArray], n: int, strata: ArrayLike | None) -> list[NDArray]:
-    """Unit numbers of every stratum."""
-    groups = [np.arange(len(members))]
-    if strata is not None:
-        strata = np.asarray(strata)
-        if strata.shape != (n,):
-            raise ValueError(f"{n} rows need {n} stratum labels, got shape {strata.shape}")
-        if any((strata[rows] != strata[rows[0]]).any() for rows in members if len(rows) > 1):
-            raise ValueError("a cluster lies in more than one stratum")
-        groups = _cluster_members(len(members), strata[[rows[0] for rows in members]])
-    if min(map(len, groups)) < 2:
-        where = " in every stratum" if strata is not None else ""
-        raise ValueError(f"a bootstrap needs at least two units{where}, got {min(map(len, groups))}")
-    return groups
-
-
-def _value(x: NDArray, statistic: Statistic, strata: ArrayLike | None, vectorized: bool) -> float:
-    """The statistic of what was seen; with strata their mean."""
-    parts = [x] if strata is None else [x[np.asarray(strata) == one] for one in np.unique(np.asarray(strata))]
-    return float(np.mean([statistic(part[None])[0] if vectorized else statistic(part) for part in parts]))
-
-
-def _picks(groups: list[NDArray], n_units: int, draws: int, rng: np.random.Generator) -> NDArray:
-    """Unit numbers of every draw, (draws, n_units); what lies in none of the groups stays in its place."""
-    picks = np.tile(np.arange(n_units), (draws, 1))
-    for group in groups:
-        picks[:, group] = group[rng.integers(len(group), size=(draws, len(group)))]
-    return picks
-
-
-def _statistic_of_units(
-    x: NDArray, statistic: Statistic, members: list[NDArray] | None, parts: list, vectorized: bool
-) -> Callable[[NDArray], NDArray]:
-    """Return the function from draws (draws, n_units) to statistics (draws,), averaged over parts of the units.
-
-    `members`: rows of each unit; None where a row is a unit.
-    """
-    if statistic is np.mean:  # the common case, without a Python loop
-        of_rows = x.reshape(len(x), -1).mean(1)
-        sizes = np.array([len(rows) for rows in members] if members else [1] * len(x))
-        sums = np.array([of_rows[rows].sum() for rows in members]) if members else of_rows
-        return lambda picks: np.mean([sums[picks[:, p]].sum(1) / sizes[picks[:, p]].sum(1) for p in parts], axis=0)
-    if vectorized:
-        return lambda picks: np.mean([statistic(x[picks[:, p]]) for p in parts], axis=0)
-
-    def of_part(units: NDArray) -> float:
-        return statistic(x[np.concatenate([members[i] for i in units]) if members else units])
-
-    def of(picks: NDArray) -> NDArray:
-        home, values = np.arange(picks.shape[1]), np.empty((len(parts), len(picks)))
-        for value, part in zip(values, parts, strict=True):
-            stays = (picks[:, part] == home[part]).all(1)  # nothing drawn: known from one look
-            value[stays] = of_part(home[part]) if stays.any() else np.nan
-            value[~stays] = [of_part(units) for units in picks[~stays][:, part]]
-        return values.mean(0)
-
-    return of
-
-
-def _tail(level: float, sizes: ArrayLike, variances: ArrayLike) -> float:
-    """Share of the draws beyond each end: as far out as a t interval reaches (Hesterberg 2015).
-
-    A bootstrap of n units has (n - 1) / n of the variance. Several strata: their variances are added up, with the
-    degrees of freedom of Welch and Satterthwaite.
-    """
-    units, seen = np.array(sizes), np.array(variances)
-    if not seen.sum() > 0:
-        return (1 - level) / 2
-    real = seen * units / (units - 1)
-    freedom = real.sum() ** 2 / (real**2 / (units - 1)).sum()
-    reach = np.sqrt(real.sum() / seen.sum()) * scipy_stats.t.ppf((1 + level) / 2, freedom)
-    return float(scipy_stats.norm.cdf(-reach))

@@ -1,12 +1,13 @@
 """The regression gate: what a chapter's `expected.yaml` says, and a record against it."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from helpers.paths import read_yaml
-from helpers.record import Metric, Record, Verdict
+from helpers.record import Metric, Record, Verdict, first_fault
 
 UNCALIBRATED = ("seed",)
 K = 4  # tolerance in units of the spread over seeds
@@ -92,15 +93,24 @@ def load_expected(folder: Path, notebook: str) -> Expected | None:
     try:
         expected = Expected.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path.name}: {where + ': ' if where else ''}{first['msg']}; calibrate again") from None
+        raise ValueError(f"{path.name}: {first_fault(error)}; calibrate again") from None
     about = (expected.paper, expected.notebook or expected.paper)
     if about != (folder.resolve().name, notebook):
         raise ValueError(f"{path.name}: it speaks of {'/'.join(about)}; calibrate again")
     if lax := [name for name, metric in expected.metrics.items() if metric.accepts_null()]:
         raise ValueError(f"{path.name}: a tolerance accepts the null value: {', '.join(lax)}; calibrate again")
     return expected
+
+
+def expected_of(folder: Path, notebook: str, preset: str, parameters: dict[str, Any]) -> tuple[Expected | None, str]:
+    """Return the expected values that speak of such a run, or None and why there are none; errors: `load_expected`."""
+    expected = load_expected(folder, notebook)
+    if os.environ.get("REPRODUCTIONS_CALIBRATE"):
+        return None, "not compared (calibration run)"
+    if expected is None:
+        return None, "not compared (never calibrated)"
+    reason = expected.not_about(preset, parameters)
+    return (None, f"not compared ({reason})") if reason else (expected, "")
 
 
 def compare(record: Record, expected: Expected) -> list[str]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
-from helpers.parameters import BadRequestError, Limits, limits_of, schema
+from helpers.parameters import BadRequestError, Limits, schema
 from helpers.paths import notebooks_of
 from helpers.request import FIXED, Request, load_presets, resolve
 
@@ -49,6 +50,11 @@ class Draw:
 def notebooks(chapters: Path = ROOT / "notebooks") -> list[Path]:
     """All notebooks of all chapters."""
     return [path for folder in sorted(chapters.glob("*/")) for path in notebooks_of(folder)]
+
+
+def limits_of(model: type[BaseModel]) -> dict[str, tuple[type, Limits]]:
+    """Type and limits of every parameter."""
+    return {name: (field.annotation, field.metadata[0].func) for name, field in model.model_fields.items()}
 
 
 def value(kind: type, limits: Limits, default: Any, rng: random.Random) -> Any:

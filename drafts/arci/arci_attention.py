@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from helpers.engine.lift import lift  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from lift import lift  # noqa: E402
 
 NOTEBOOK = "notebooks/arci/arci.ipynb"
 NAMES = ("ARCI", "build", "make_world", "generate", "loss_of")

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,9 +24,10 @@ import typer
 
 from helpers.engine import cells
 from helpers.engine.cards import card, failure_notice, other_pages
-from helpers.engine.contents import RequestError, documents, join_bibliographies, table_of_contents
+from helpers.engine.contents import documents, join_bibliographies, table_of_contents
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
+from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml
 from helpers.record import variant
 
@@ -44,39 +44,30 @@ class RenderError(Exception):
     """The book could not be rendered, and an older one was left alone; `args` are lines that say why."""
 
 
-@dataclass(frozen=True)
-class Book:
-    """A rendered book: its start page, one line for everything that is wrong in it, and the pages without a run."""
-
-    index: Path
-    faults: list[str]
-    not_run: list[str]
-
-
-def render_book(
-    runs: Path, out: Path, *, results: Path | None = None, root: Path | None = None, verbose: bool = False
-) -> Book:
+def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool = False) -> tuple[list[str], list[str]]:
     """Render the book into `out`, where an older one is replaced.
 
     Args:
         runs: folder with `<paper>/<notebook>.{ipynb,json,status.json}`.
         out: folder for the finished book.
-        results: committed records of larger runs; by default those of the checkout.
-        root: the checkout; by default the one that this package stands in.
+        root: the checkout, whose `results` hold the records of larger runs; by default that of this package.
         verbose: show everything that jupyter-book says.
 
+    Returns:
+        One line for everything that is wrong in the book, and the pages without a run.
+
     Raises:
-        RequestError: there is no such folder, `out` holds something else, or the table of contents is wrong.
+        BadRequestError: there is no such folder, `out` holds something else, or the table of contents is wrong.
         RenderError: jupyter-book stopped, or had something to say about a page that is no chapter's.
     """
     root = root or checkout()
     if root is None:
-        raise RequestError("the book is rendered from a checkout, and this package was installed without one")
+        raise BadRequestError("the book is rendered from a checkout, and this package was installed without one")
     out, root = out.resolve(), root.resolve()
     if not runs.is_dir():
-        raise RequestError(f"no folder {runs}: run the chapters first (make book)")
+        raise BadRequestError(f"no folder {runs}: run the chapters first (make book)")
     _refuse_foreign(out)
-    chapters = find_chapters(root / "notebooks", runs, results or root / "results")
+    chapters = find_chapters(root / "notebooks", runs, root / "results")
     pages = [page for chapter in chapters for page in chapter.pages]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".book-") as work:
@@ -87,44 +78,43 @@ def render_book(
             if page.run.source:
                 _write_json(html / "_sources" / f"{page.docname}.ipynb", page.run.source)
         _swap(html, out)
-    return Book(out / "index.html", faults + complaints, [p.docname for p in pages if p.run.status == "not run"])
+    return faults + complaints, [page.docname for page in pages if page.run.status == "not run"]
 
 
 def book_command(
     runs: Annotated[Path, typer.Option(help="Folder with <paper>/<notebook>.{ipynb,json,status.json}.")],
     out: Annotated[Path, typer.Option(help="Folder for the finished book; an older book there is replaced.")],
-    results: Annotated[Path | None, typer.Option(help="Committed records of larger runs [ROOT/results].")] = None,
     root: Annotated[Path | None, typer.Option(help="The checkout [that of this package].")] = None,
     verbose: Annotated[bool, typer.Option(help="Show everything that jupyter-book says.")] = False,
 ) -> None:
     """Render the book from finished runs."""
     try:
-        book = render_book(runs, out, results=results, root=root, verbose=verbose)
-    except RequestError as error:
+        faults, not_run = render_book(runs, out, root, verbose)
+    except BadRequestError as error:
         typer.echo(f"book: {error}", err=True)
         raise typer.Exit(2) from None
     except RenderError as error:
         typer.echo("\n".join([*map(str, error.args), "book: not rendered; nothing was replaced"]), err=True)
         raise typer.Exit(1) from None
-    for docname in book.not_run:
+    for docname in not_run:
         typer.echo(f"  {docname}: not run")
-    for fault in book.faults:
+    for fault in faults:
         typer.echo(f"  {fault}", err=True)
-    typer.echo(f"book: {book.index}" + (f", {len(book.faults)} thing(s) wrong in it" if book.faults else ""))
-    if book.faults:
-        raise typer.Exit(1)
+    wrong = f", {len(faults)} thing(s) wrong in it" if faults else ""
+    typer.echo(f"book: {out.resolve() / 'index.html'}{wrong}")
+    raise typer.Exit(1 if faults else 0)
 
 
 def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     """Put everything that jupyter-book needs into `folder`; return one line for everything that is wrong.
 
     Raises:
-        RequestError: the settings or the table of contents are wrong.
+        BadRequestError: the settings or the table of contents are wrong.
     """
     try:
         config, listed = read_yaml(root / "_config.yml"), read_yaml(root / "_toc.yml")
     except ValueError as error:
-        raise RequestError(str(error)) from None
+        raise BadRequestError(str(error)) from None
     contents = table_of_contents(listed, chapters, root / "book")
     order = documents(contents)
     chapters = sorted(chapters, key=lambda chapter: order.index(chapter.main.docname))
@@ -222,7 +212,7 @@ def _stage_extra(extra: Path, title: str, first_page: str) -> None:
     """Stage what is copied as it is: MathJax and a start page at the book's root."""
     spec = find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
-        raise RequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
+        raise BadRequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
     source, target = Path(spec.origin).parent / "static" / "mathjax", extra / "_static" / "mathjax"
     for name in MATHJAX:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -237,13 +227,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise RequestError where something would be lost that `papers book` has not made, or nothing can be put."""
+    """Raise BadRequestError where something would be lost that `papers book` has not made, or nothing can be put."""
     if out.is_mount() or (out.exists() and not out.is_dir()):
-        raise RequestError(f"{out} is not a folder that can be replaced; choose another, or one inside it")
+        raise BadRequestError(f"{out} is not a folder that can be replaced; choose another, or one inside it")
     found = {path.name for path in out.iterdir()} if out.is_dir() else set()
     made = {OURS, *(out / OURS).read_text(encoding="utf-8").split("\n")} if OURS in found else set()
     if foreign := sorted(found - made):
-        raise RequestError(
+        raise BadRequestError(
             f"{out} holds what this command has not made: {', '.join(foreign[:5])}; move it, or choose another folder"
         )
 
@@ -255,7 +245,3 @@ def _swap(new: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     new.rename(out)
-
-
-if __name__ == "__main__":
-    typer.run(book_command)

@@ -71,7 +71,7 @@ def _run_seed(notebook: Path, seed: int, out: Path, running: set[subprocess.Pope
     place = record_path(notebook.resolve().parent.name, notebook.stem, "reduced", seed, out=out)
     if _newer_than_inputs(place, notebook) and (record := find_record(place)):
         return record
-    command = [sys.executable, "-m", "helpers.engine.execute", str(notebook), "--seed", str(seed), "--out", str(out)]
+    command = [sys.executable, "-m", "helpers.engine.cli", "run", str(notebook), "--seed", str(seed), "--out", str(out)]
     child = subprocess.Popen([*command, "--calibrate"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     running.add(child)
     said = child.communicate()[1].strip()

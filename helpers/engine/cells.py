@@ -60,9 +60,8 @@ def with_short_outputs(notebook: Notebook) -> tuple[Notebook, int]:
     for cell in notebook["cells"]:
         outputs = _joined(cell.get("outputs", []))
         for output in outputs:
-            place, key = (
-                (output, "text") if output["output_type"] == "stream" else (output.get("data", {}), "text/plain")
-            )
+            printed = output["output_type"] == "stream"
+            place, key = (output, "text") if printed else (output.get("data", {}), "text/plain")
             if key in place:
                 place[key], count = _shortened("".join(place[key]))
                 total += count

@@ -11,9 +11,10 @@ from helpers.engine.book import book_command
 from helpers.engine.calibrate import calibrate_command
 from helpers.engine.compare import compare_command
 from helpers.engine.execute import prepare, run_command
+from helpers.engine.judge import notebooks_by_name
 from helpers.engine.scaffold import new_command
-from helpers.parameters import BadRequestError
-from helpers.paths import checkout, notebooks_of
+from helpers.engine.status import name_of
+from helpers.paths import checkout
 from helpers.record import Record, committed_records
 from helpers.request import load_presets
 from helpers.verify import compare, load_expected
@@ -23,13 +24,9 @@ app.command("run")(run_command)
 
 
 @app.command()
-def check(
-    records: Annotated[list[Path], typer.Argument(help="record files")],
-    chapters: Annotated[Path | None, typer.Option(help="folder of the chapters [the checkout's notebooks]")] = None,
-) -> None:
+def check(records: Annotated[list[Path], typer.Argument(help="record files")]) -> None:
     """Compare records with their chapters' expected values; exit 1 when one left them."""
-    root = chapters or (checkout() or Path.cwd()) / "notebooks"
-    problems = [path for path in records if not _check(path, root)]
+    problems = [path for path in records if not _check(path, (checkout() or Path.cwd()) / "notebooks")]
     raise typer.Exit(1 if problems else 0)
 
 
@@ -43,7 +40,7 @@ def _check(path: Path, chapters: Path) -> bool:
     except ValueError as error:
         typer.echo(str(error), err=True)
         return False
-    name = record.paper if record.notebook == record.paper else f"{record.paper}/{record.notebook}"
+    name = name_of(record.paper, record.notebook)
     reason = expected.not_about(record.preset, record.parameters) if expected else "never calibrated"
     if expected is None or reason:
         typer.echo(f"{name}: not compared ({reason})")
@@ -58,18 +55,15 @@ def _check(path: Path, chapters: Path) -> bool:
 @app.command("list")
 def list_command() -> None:
     """List chapters and notebooks: claims, presets with their wall budgets, committed records."""
-    root = (checkout() or Path.cwd()) / "notebooks"
-    for path in (path for folder in sorted(root.glob("*/")) for path in notebooks_of(folder)):
-        paper = path.parent.name
-        name = paper if path.stem == paper else f"{paper}/{path.stem}"
+    for name, path in notebooks_by_name((checkout() or Path.cwd()) / "notebooks").items():
         try:
             budgets = load_presets(path).budgets
             claims = load_claims(path.parent / "claims.yaml", path.stem)
-        except (BadRequestError, ValueError) as error:
+        except ValueError as error:
             typer.echo(f"{name}: {error}", err=True)
             continue
         presets = ", ".join(f"{preset} ({budget.wall_s / 60:.0f} min)" for preset, budget in budgets.items())
-        records = ", ".join(committed_records(paper, path.stem)) or "none"
+        records = ", ".join(committed_records(path.parent.name, path.stem)) or "none"
         typer.echo(f"{name}: {len(claims)} claims; presets within {presets}; committed records: {records}")
 
 

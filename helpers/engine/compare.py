@@ -26,13 +26,8 @@ from helpers.record import Record, RecordError
 Status = Literal["same", "within noise", "differs", "no interval"]
 FLOAT_NOISE = 1e-6  # relative
 WIDE = 160  # columns when nobody's terminal says how wide it is
-PASSED_OVER = (
-    "finished",
-    "wall_s",
-    "seed",
-    "peak_memory_mb",
-    "peak_gpu_memory_mb",
-)  # of a run card: always differ, or stand elsewhere
+# of a run card: always differ, or stand elsewhere
+PASSED_OVER = ("finished", "wall_s", "seed", "peak_memory_mb", "peak_gpu_memory_mb")
 
 
 class Side(NamedTuple):

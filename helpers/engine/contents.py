@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from helpers.engine.pages import Chapter
+from helpers.parameters import BadRequestError
 
 Entry = dict[str, Any]
-
-
-class RequestError(Exception):
-    """Something that was asked for cannot be built; the message is one line for the user."""
 
 
 def table_of_contents(contents: Entry, chapters: list[Chapter], prose: Path) -> Entry:
     """Return the table of contents without the chapters that do not exist yet, studies below their chapter.
 
     Raises:
-        RequestError: a chapter or a prose page is not listed, or a listed prose page does not exist.
+        BadRequestError: a chapter or a prose page is not listed, or a listed prose page does not exist.
     """
     there = {page.docname for chapter in chapters for page in chapter.pages}
     there |= {f"book/{path.stem}" for path in prose.glob("*.md") if path.name[0] != "."}
@@ -26,9 +23,9 @@ def table_of_contents(contents: Entry, chapters: list[Chapter], prose: Path) -> 
     try:
         listed = documents(contents)
         if unlisted := sorted(there.difference(listed, *studies.values())):
-            raise RequestError(f"_toc.yml does not list {', '.join(unlisted)}")
+            raise BadRequestError(f"_toc.yml does not list {', '.join(unlisted)}")
         if missing := sorted(name for name in {*listed} - there if not name.startswith("notebooks/")):
-            raise RequestError(f"_toc.yml lists {', '.join(missing)}, which does not exist")
+            raise BadRequestError(f"_toc.yml lists {', '.join(missing)}, which does not exist")
 
         def keep(entries: list[Entry]) -> list[Entry]:
             kept = [entry for entry in entries if entry["file"] in there]
@@ -39,7 +36,7 @@ def table_of_contents(contents: Entry, chapters: list[Chapter], prose: Path) -> 
 
         parts = [part | {"chapters": keep(part["chapters"])} for part in contents["parts"]]
     except (KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"_toc.yml: a part, chapter or section is incomplete ({error})") from None
+        raise BadRequestError(f"_toc.yml: a part, chapter or section is incomplete ({error})") from None
     return contents | {"parts": [part for part in parts if part["chapters"]]}
 
 

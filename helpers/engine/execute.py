@@ -21,12 +21,12 @@ from typing import Annotated, Any
 
 import typer
 
-from helpers.engine.judge import last_error, read_notebook
+from helpers.engine.judge import last_error, notebooks_by_name, read_notebook
 from helpers.engine.processes import Tree, die_with
 from helpers.engine.status import Status
 from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
-from helpers.paths import checkout, notebooks_of
+from helpers.paths import checkout
 from helpers.record import Record, RecordError, record_path
 from helpers.request import Budget, Request, resolve
 
@@ -48,12 +48,7 @@ def find_notebook(target: str) -> Path:
         if not Path(target).is_file():
             raise BadRequestError(f"{target}: no such notebook")
         return Path(target)
-    root = checkout() or Path.cwd()
-    known = {
-        path.parent.name if path.stem == path.parent.name else f"{path.parent.name}/{path.stem}": path
-        for folder in sorted((root / "notebooks").glob("*/"))
-        for path in notebooks_of(folder)
-    }
+    known = notebooks_by_name((checkout() or Path.cwd()) / "notebooks")
     paper, _, study = target.partition("/")
     name = paper if study in ("", paper) else target
     if name not in known:
@@ -90,18 +85,13 @@ def execute(
     try:
         status = Status(notebook, record, request.values)
         status.set_aside()
-        try:
-            status.write(finished=False)  # what a reader must believe if this very process is killed
-        except OSError:
-            status.put_back()
-            raise
+        status.begin()
         variables = ENVIRONMENT | _absolute() | {"REPRODUCTIONS_RECORD": str(status.record)} | (environment or {})
         job = (notebook.resolve(), status.executed, request.injected, variables, request.budget.cell_s, lock)
         _supervise(status, job, request.budget, progress)
         if status.status == "ok" and (error := last_error(read_notebook(status.executed))):
-            status.end(
-                "error", error["error"]["type"], error["error"]["message"]
-            )  # papermill takes sys.exit() for an end
+            # papermill takes sys.exit() for an end
+            status.end("error", error["error"]["type"], error["error"]["message"])
             status.cell = error["last_cell"]
         if status.status == "ok" and (problem := _unfit(status.record, request)):
             status.end("error", "NoRecordError", problem)
@@ -234,6 +224,6 @@ def prepare() -> None:
     sys.argv[1:] = pair_up(sys.argv[1:])
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # the module behind `papers run`, for machines where the command is not on PATH
     prepare()
     typer.run(run_command)

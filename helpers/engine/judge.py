@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.claims import load_claims
-from helpers.engine.status import short
+from helpers.engine.status import name_of, short
 from helpers.paths import notebooks_of
 from helpers.record import Record, RecordError
 from helpers.verify import load_expected
@@ -62,7 +62,13 @@ class Judgement:
 
 def chapters_of(notebooks: Path) -> list[Path]:
     """Return the folders of all chapters: those that are not hidden and hold a notebook."""
-    return [path for path in sorted(notebooks.iterdir()) if path.name[0] not in "._" and notebooks_of(path)]
+    return [path for path in sorted(notebooks.glob("[!._]*/")) if notebooks_of(path)]
+
+
+def notebooks_by_name(notebooks: Path) -> dict[str, Path]:
+    """Return every notebook of every chapter by what a person calls it."""
+    paths = [path for folder in chapters_of(notebooks) for path in notebooks_of(folder)]
+    return {name_of(path.parent.name, path.stem): path for path in paths}
 
 
 def judge(notebook: Path, run: Path) -> Judgement:
@@ -76,9 +82,8 @@ def judge(notebook: Path, run: Path) -> Judgement:
     source = _notebook(notebook, faults)
     copy, record_file, status_file = (run.with_name(run.name + kind) for kind in (".ipynb", ".json", ".status.json"))
     if not any(path.exists() for path in (copy, record_file, status_file)):
-        return Judgement(
-            *(("unreadable", faults["source"]) if faults else ("not run", STATUS["not run"])), source=source
-        )
+        status, message = ("unreadable", faults["source"]) if faults else ("not run", STATUS["not run"])
+        return Judgement(status, message, source=source)
     executed = _notebook(copy, faults, "executed")
     details = _details(status_file, faults)
     try:
@@ -101,9 +106,8 @@ def judge(notebook: Path, run: Path) -> Judgement:
         return judged(ending if ending in STATUS else "error", _failure(details) or f"the status file says {ending!r}")
     if details.get("finished", "") is None:
         return judged("killed", "the run is not finished, or was stopped before it could report its end")
-    if executed and (
-        error := last_error(executed)
-    ):  # whatever the status file says: sys.exit() is no error to papermill
+    # whatever the status file says: sys.exit() is no error to papermill
+    if executed and (error := last_error(executed)):
         details = details | error
         return judged("error", _failure(details))
     if executed is None:

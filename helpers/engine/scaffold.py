@@ -67,17 +67,13 @@ def with_entry(contents: str, paper: str) -> str:
     Raises:
         BadRequestError: there is no part with the caption "Chapters".
     """
-    entry, lines = f"- file: notebooks/{paper}/{paper}", contents.splitlines()
-    captions = [number for number, line in enumerate(lines) if re.match(r"\s*- caption:", line)] + [len(lines)]
-    start = next((n for n in captions[:-1] if lines[n].split(":")[1].strip() == "Chapters"), None)
-    if start is None:
+    part = re.search(r"(?ms)^ *- caption: *Chapters *$.*?(?=\s*(^ *- caption:|\Z))", contents)
+    if part is None:
         raise BadRequestError("_toc.yml: no part has the caption 'Chapters'")
-    if entry in map(str.strip, lines):
+    entry = f"- file: notebooks/{paper}/{paper}"
+    if entry in map(str.strip, contents.splitlines()):
         return contents
-    end = captions[captions.index(start) + 1]
-    while not lines[end - 1].strip():
-        end -= 1
-    return "\n".join([*lines[:end], f"      {entry}", *lines[end:]]) + "\n"
+    return f"{contents[: part.end()]}\n      {entry}{contents[part.end() :]}"
 
 
 def new_command(

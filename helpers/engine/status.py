@@ -48,22 +48,37 @@ class Status:
         self.wall_s = 0.0
 
     def set_aside(self) -> None:
-        """Move what an earlier good run left out of the way, and remove what a failed one left.
+        """Move what an earlier good run left out of the way.
 
         The record moves last: where this is interrupted, the next start finds it and goes on with the rest.
         """
-        if find_record(self.record):
+        self.moved = find_record(self.record) is not None
+        if self.moved:
             if (self.before / self.record.name).exists():  # complete, of the run before that one
                 shutil.rmtree(self.before, ignore_errors=True)
             self.before.mkdir(exist_ok=True)
             for path in self._files():
                 if path.exists():
                     os.replace(path, self.before / path.name)
-        for path in (self.executed, self.path, self.record, self.log):
+
+    def begin(self) -> None:
+        """Say that the run goes on, and remove what a failed one left.
+
+        Raises:
+            OSError: that cannot be written; then everything is as it was before `set_aside`.
+        """
+        try:
+            self.write(finished=False)  # what a reader must believe if this very process is killed
+        except OSError:
+            self._put_back()
+            raise
+        for path in (self.executed, self.record, self.log):
             path.unlink(missing_ok=True)
 
-    def put_back(self) -> None:
-        """Undo `set_aside`, for a run that could not start."""
+    def _put_back(self) -> None:
+        """Undo `set_aside`; a good run from before a failed one stays where it is, since the failed one is the last."""
+        if not self.moved:
+            return
         for path in self._files():
             if (self.before / path.name).exists():
                 os.replace(self.before / path.name, path)
@@ -102,8 +117,7 @@ class Status:
 
     def summary(self) -> str:
         """Return one line: which run, how it ended, time and memory."""
-        paper, notebook = self.identity["paper"], self.identity["notebook"]
-        name = paper if notebook == paper else f"{paper}/{notebook}"
+        name = name_of(self.identity["paper"], self.identity["notebook"])
         run = f"{name} ({self.identity['preset']}, seed {self.identity['seed']})"
         return f"{run}: {self.status} after {self.wall_s:.1f} s, peak memory {self.peak_bytes / 1e9:.2f} GB"
 
@@ -112,6 +126,11 @@ class Status:
         where = f"cell {self.cell['index']} ({self.cell['id']}): " if self.cell else ""
         kept = f" (an earlier good run is kept in {self.before.name})" if self.before.is_dir() else ""
         return f"{where}{self.error}: {self.message}{kept}"
+
+
+def name_of(paper: str, notebook: str) -> str:
+    """Return what a person calls a notebook: `<paper>` for the chapter's main one, else `<paper>/<notebook>`."""
+    return paper if notebook == paper else f"{paper}/{notebook}"
 
 
 def short(message: str, limit: int = 800) -> str:

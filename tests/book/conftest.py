@@ -238,8 +238,8 @@ def write_bad_checkout(folder: Path) -> SimpleNamespace:
 
 
 def run_build(runs: Path, out: Path, root: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "helpers.engine.book", "--runs", str(runs), "--out", str(out), "--root", str(root)]
-    return subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "helpers.engine.cli", "book", "--runs", str(runs), "--out", str(out)]
+    return subprocess.run([*command, "--root", str(root)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,21 @@
 """Chapter gene_meta_learning: parity of the method, its error messages, the studies, the GEO path, and a sabotage."""
 
 import importlib.util
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_run import FakeRun
+from lift import lift, sabotage
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import nn
 from torch.func import grad, vmap
 
-from helpers.engine.lift import lift, sabotage
+from helpers.cache import Store
 from helpers.models import packaged
 
 FOLDER = "notebooks/gene_meta_learning"
@@ -21,7 +25,8 @@ NAMES = (
     *("make_series", "make_task", "standardise", "stack_tasks", "t_statistics", "agreement", "stratified_folds"),
     *(
         "subset",
-        "released",
+        "Option",
+        "ALPHAS",
         "PAPER",
         "GRID",
         "INNER",
@@ -29,23 +34,14 @@ NAMES = (
         "FoldRuns",
         "fold_runs",
         "groups",
+        "trained",
         "choose",
+        "choices",
         "fit_chosen",
+        "FIXED",
     ),
     *("compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
 )
-
-
-class FakeRun:
-    """The two random sources of `Run`, without a record."""
-
-    device = torch.device("cpu")
-
-    def rng(self, stream=0):
-        return np.random.default_rng([7, sum(map(ord, str(stream)))])
-
-    def torch_generator(self, stream=0):
-        return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
 SIZES = {"n_source": 24, "n_seeds": 2, "n_folds": 3, "epochs": 2, "batch_size": 8, "hidden": 6, "ETAS": [4e-4, 0.1]}
@@ -59,8 +55,16 @@ def nb():
 @pytest.fixture(scope="module")
 def networks():
     names = (
+        "put",
         "NETWORKS",
         "GeneEncoder",
+        "EncoderLayer",
+        "Norm",
+        "gradient_gaps",
+        "plain_loss",
+        "BatchEncoder",
+        "CNN",
+        "reachable",
         "mlp",
         "drawn",
         "train",
@@ -106,10 +110,8 @@ def tiny(nb):
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_fast_inner_loop_equals_the_textbook(nb, tiny, steps, second_order):
     net, params, target, sources = tiny
-    rule = nb.Rule(steps, 0.1, second_order)
-    fast, plain = (
-        grad(partial(f, net))(params, target, sources, 0.3, rule) for f in (nb.outer_loss, nb.plain_outer_loss)
-    )
+    rule = nb.Rule(steps, 0.1, second_order, alpha=0.3)
+    fast, plain = (grad(partial(f, net))(params, target, sources, rule) for f in (nb.outer_loss, nb.plain_outer_loss))
     for name in params:
         torch.testing.assert_close(fast[name], plain[name], atol=1e-5, rtol=1e-4)
 
@@ -160,7 +162,9 @@ def test_released_loss_ignores_the_sources(nb, tiny, weight):
     net, params, target, sources = tiny
     wanted = grad(partial(nb.target_loss, net))(params, *target)
     for scale in (1.0, 100.0):
-        g = grad(partial(nb.released_loss, net))(params, target, (scale * sources[0], sources[1]), weight, nb.Rule())
+        g = grad(partial(nb.released_loss, net))(
+            params, target, (scale * sources[0], sources[1]), nb.Rule(alpha=weight)
+        )
         for name in params:
             torch.testing.assert_close(g[name], weight * wanted[name], atol=1e-7, rtol=0)
 
@@ -168,7 +172,7 @@ def test_released_loss_ignores_the_sources(nb, tiny, weight):
 def test_every_method_trains(nb):
     tasks = [nb.make_task(0.5, 8, np.random.default_rng(s), 6, 20) for s in range(2)]
     target, test, sources = nb.stack_tasks(tasks, "cpu")
-    settings = nb.Settings(8, 4, 1, 10, 1e-2, 0.5)
+    settings = nb.Settings(8, 4, 1, 10, 1e-2)
     for method in nb.METHODS:
         net, params = nb.fit(method, target, sources, settings, "s", nb.Rule(2, 0.1))
         assert np.isfinite(nb.scores(net, params, test[0])).all()
@@ -180,7 +184,7 @@ def test_stacked_training_equals_single_trainings(nb):
     target, _, sources = nb.stack_tasks(tasks, "cpu")
     net, rule = nb.MLP(20, 6), nb.Rule(1, 0.1, True)
     start = nb.fresh(partial(nb.MLP, 20, 6), 3, torch.Generator().manual_seed(1), "cpu")
-    settings = nb.Settings(6, 100, 4, 100, 1e-2, 0.5)  # whole-series batches, so that their order does not matter
+    settings = nb.Settings(6, 100, 4, 100, 1e-2)  # whole-series batches, so that their order does not matter
     together = nb.train(net, start, target, sources, rule, settings, np.random.default_rng(0))
     for r in range(3):
         row = lambda pair, r=r: tuple(v[r : r + 1] for v in pair)  # noqa: E731
@@ -246,22 +250,52 @@ def test_attributions_find_the_only_gene_that_matters(networks):
     assert found.argmax() == 3 and np.allclose(np.delete(found, 3), 0)
 
 
-@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("second_order", [True, False, None])
 def test_both_implementations_have_one_gradient(nb, networks, tiny, second_order):
-    """The textbook loss of the study, on modules, against the fast loss of the main notebook."""
+    """The textbook loss of the study against the fast loss of the main notebook."""
     net, params, target, sources = tiny
-    net.load_state_dict(params)
-    loss = networks.outer_loss(net, target, list(zip(*sources, strict=True)), second_order)
-    loss.backward()
-    rule = nb.Rule(1, 4e-4, second_order)
-    wanted = grad(partial(nb.outer_loss, net))(params, target, sources, 0.5, rule)
-    for name, p in net.named_parameters():
-        torch.testing.assert_close(p.grad, wanted[name], atol=1e-6, rtol=1e-4)
+    found = grad(lambda p: networks.outer_loss(net, p, target, sources, second_order))(params)
+    rule = nb.Rule(0) if second_order is None else nb.Rule(1, 4e-4, second_order)
+    wanted = grad(partial(nb.outer_loss, net))(params, target, sources, rule)
+    for name in params:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-4)
+
+
+def test_networks_side_by_side_end_where_they_end_alone(networks):
+    """Run r of a stack sees the batches of its stream, with sources and without."""
+    data, rng = small_series(12), np.random.default_rng(0)
+    sources = [networks.put(x, y) for x, y in list(data.values())[1:]]
+    x, y = networks.put(rng.normal(size=(2, 12, 20)), rng.integers(0, 2, (2, 12)))
+    for used in (sources, []):
+        both = networks.train(lambda: networks.mlp(20), (x, y), used, True, ["one", "two"])
+        alone = networks.train(lambda: networks.mlp(20), (x[1:], y[1:]), used, True, ["two"])[0]
+        for p, q in zip(both[1].parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["MLP", "CNN", "transformer (batch)", "transformer (genes)"])
+@pytest.mark.parametrize("eta", [4e-4, 0.5])
+def test_second_derivatives_of_every_network(networks, network, eta):
+    """Nested `grad` under `vmap` against plain autograd and a finite difference, in double precision."""
+    net = networks.drawn(lambda: networks.NETWORKS[network](20), "s").double()
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(3, 6, 20, generator=generator).double(), torch.rand(3, 6, generator=generator) < 0.5
+    gap, off = networks.gradient_gaps(net, x, y.double(), eta)
+    assert gap < 1e-6 and off < 1e-4
+
+
+def test_own_layers_have_the_values_of_the_built_in_ones(networks):
+    own, x = networks.EncoderLayer(), torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(3))
+    built_in = nn.TransformerEncoderLayer(6, 1, 24, dropout=0.0, batch_first=True)
+    built_in.load_state_dict(own.state_dict())
+    torch.testing.assert_close(own(x), built_in(x), atol=1e-6, rtol=1e-5)
+    norm, fused = networks.Norm(6), nn.LayerNorm(6)
+    torch.testing.assert_close(norm(7 * x + 2), fused(7 * x + 2), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", ["MLP", "CNN", "transformer (batch)", "transformer (genes)"])
 def test_every_network_scores_every_patient(networks, network):
-    assert all(np.isfinite(networks.fold_scores(network, "a", sources, 0)).all() for sources in (False, True))
+    assert all(np.isfinite(networks.fold_scores(network, "a", kind, 0)).all() for kind in ("alone", "MAML"))
 
 
 def test_uneven_gene_groups(networks):
@@ -304,6 +338,139 @@ def test_contrast_of_groups(series_agreement):
     assert 0.8 < found.low < found.value < found.high < 1 and found.n == 10
 
 
+# Golden numbers of the released code (the command stands in the file)
+
+GOLDEN = json.loads(Path(__file__).with_name("gene_meta_learning_golden.json").read_text())
+
+
+def filled(net, shapes, seed=1):
+    """The network with weights drawn in the order of the released module."""
+    rng, weights = np.random.RandomState(seed), list(net.parameters())
+    assert [list(w.shape) for w in weights] == shapes
+    for w in weights:
+        inputs = np.prod(w.shape[1:]) if w.dim() > 1 else 4
+        w.data = torch.as_tensor(rng.randn(*w.shape) / np.sqrt(inputs), dtype=torch.float32)
+    return net
+
+
+def golden_batch(seed):
+    rng = np.random.RandomState(seed)
+    return torch.as_tensor(rng.randn(6, 695), dtype=torch.float32), torch.as_tensor(rng.rand(6) < 0.5).float()
+
+
+@pytest.fixture
+def released_networks():
+    """The networks of the study in the size of the golden numbers."""
+    names = ["mlp", "CNN", "BatchEncoder"]
+    nb = lift(f"{FOLDER}/networks.ipynb", names, {"hidden": 4})
+    transformer = nb.BatchEncoder(695)
+    transformer.encoder.linear1, transformer.encoder.linear2 = nn.Linear(4, 2048), nn.Linear(2048, 4)
+    return {"MLP": nb.mlp(695), "CNN": nb.CNN(695), "Transformer": transformer}
+
+
+@pytest.mark.parametrize("kind", ["MLP", "CNN", "Transformer"])
+def test_networks_equal_the_released_ones(released_networks, kind):
+    net = filled(released_networks[kind], GOLDEN[kind]["shapes"])
+    found = torch.sigmoid(net(golden_batch(10)[0])).detach().numpy()
+    assert np.allclose(found, GOLDEN[kind]["probabilities"], atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["MLP", "CNN"])
+@pytest.mark.parametrize("case", list(GOLDEN["MLP"]["meta_loss"]))
+def test_the_released_step_is_what_c5_says(released_networks, kind, case):
+    """Gradient of the released `meta_loss`: alpha times that of the target loss, whatever the sources."""
+    alpha = float(case.split(",")[0].removeprefix("alpha "))
+    net, (x, y) = filled(released_networks[kind], GOLDEN[kind]["shapes"]), golden_batch(10)
+    (alpha * nn.functional.binary_cross_entropy_with_logits(net(x), y)).backward()
+    norms = [float(w.grad.norm()) for w in net.parameters()]
+    assert np.allclose(norms, GOLDEN[kind]["meta_loss"][case]["norms"], atol=1e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("case", list(GOLDEN["MLP"]["meta_loss"]))
+def test_values_of_the_released_loss(released_networks, networks, case):
+    """J and the sum over sources after the inner step, as the released function returns them."""
+    golden, net = GOLDEN["MLP"]["meta_loss"][case], filled(released_networks["MLP"], GOLDEN["MLP"]["shapes"])
+    alpha, first = float(case.split(",")[0].removeprefix("alpha ")), int(case.split()[-1])
+    x, y = map(torch.stack, zip(*[golden_batch(first + i) for i in range(3)], strict=True))
+    after = lift(f"{FOLDER}/networks.ipynb", ["outer_loss", "after_step"], {"alpha": alpha})
+    p = {k: w.detach() for k, w in net.named_parameters()}
+    each = sum(float(after.after_step(net, p, a, b, True)) for a, b in zip(x, y, strict=True))
+    assert each == pytest.approx(golden["source"], abs=3e-6)
+    assert float(after.outer_loss(net, p, golden_batch(10), (x, y), True)) == pytest.approx(golden["loss"], abs=3e-6)
+
+
+@pytest.mark.parametrize("case", list(GOLDEN["batches and how many are drawn"]))
+def test_batches_that_the_released_loop_can_draw(networks, case):
+    patients, size = map(int, case.split("/"))
+    assert list(networks.reachable(patients, size)) == GOLDEN["batches and how many are drawn"][case]
+
+
+# Scaling
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-3, 15.0, 1234.567, 77240.3, -6.3])
+def test_a_constant_gene_is_centred_only(nb, value):
+    """As scikit-learn does; dividing by the rounding of its deviation gave tens of thousands."""
+    x = np.random.default_rng(0).normal(size=(69, 3)).astype(np.float32)
+    x[:, 1] = value
+    fitted, other = nb.standardise(x, x + np.float32([0, 1, 0]))
+    assert np.allclose(fitted[:, 1], 0, atol=1e-6) and np.allclose(other[:, 1], 1, rtol=1e-2)
+    assert np.allclose(fitted[:, 0].std(), 1, atol=1e-4) and fitted.dtype == np.float32
+
+
+@pytest.mark.parametrize("value", [0.1, 1234.567, 77240.3])
+def test_a_constant_gene_has_no_effect(nb, series_agreement, value):
+    x, y = np.random.default_rng(0).normal(size=(83, 3)).astype(np.float32), np.arange(83) % 3 == 0
+    x[:, 1] = value
+    found = series_agreement.effects({"a": (x, y)})["a"].to_numpy()
+    assert nb.t_statistics(x, y)[1] == found[1] == 0 and abs(found).max() < 10
+    assert np.allclose(nb.t_statistics(x, y), found, atol=1e-5)
+
+
+# The weight of the target loss
+
+
+def test_a_weight_for_each_run(nb):
+    """Weight 1 ends where target-only ends, and a stack of weights where each ends alone."""
+    tasks = [nb.make_task(0.5, 6, np.random.default_rng(s), 6, 20) for s in range(2)]
+    target, _, sources = nb.stack_tasks(tasks, "cpu")
+    settings = nb.Settings(6, 4, 3, 100, 1e-2)
+    weights = torch.tensor([1.0, 0.3])
+    stacked = nb.fit("MAML", target, sources, settings, "s", nb.Rule(1, 0.1, alpha=weights))[1]
+    alone = nb.fit("target-only", target, sources, settings, "s")[1]
+    single = nb.fit("MAML", target, sources, settings, "s", nb.Rule(1, 0.1, alpha=0.3))[1]
+    for name, value in stacked.items():
+        torch.testing.assert_close(value[0], alone[name][0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(value[1], single[name][1], atol=1e-5, rtol=1e-4)
+
+
+def test_part_of_a_stack_sees_the_batches_of_the_whole(nb):
+    tasks = [nb.make_task(0.5, 6, np.random.default_rng(s), 6, 20) for s in range(3)]
+    target, _, sources = nb.stack_tasks(tasks, "cpu")
+    settings, rows = nb.Settings(6, 4, 3, 100, 1e-2), np.array([2, 0])
+    part = tuple(v[rows] for v in target), [tuple(v[rows] for v in s) for s in sources]
+    whole = nb.fit("target-only", target, sources, settings, "s")[1]
+    some = nb.fit("target-only", *part, settings, "s", part=(3, rows))[1]
+    for name, value in some.items():
+        torch.testing.assert_close(value, whole[name][rows], atol=1e-6, rtol=1e-5)
+
+
+def test_the_better_option_is_chosen(nb):
+    """Sources with turned labels: the weight that leaves them out wins in most runs; equal options: the first."""
+    rng = np.random.default_rng(1)
+    shift = np.r_[np.full(5, 1.5), np.zeros(15)]
+    make = lambda turn: (lambda y: (rng.normal(size=(48, 20)) + np.outer(y, shift), abs(turn - y)))(np.arange(48) % 2)  # noqa: E731
+    data = {name: make(name != "b") for name in "abc"}
+    data = {name: (x.astype(np.float32), y.astype(np.float32)) for name, (x, y) in data.items()}
+    extra = {"run": FakeRun()} | SIZES | {"epochs": 20, "learning_rate": 0.01}
+    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, extra)
+    runs = nb.fold_runs(data, "b")
+    table = [[nb.Option(nb.Settings(), alpha=a)] * 6 for a in (0.1, 1.0)]
+    chosen = nb.choose(runs, "FOMAML", table, "s", 100)
+    assert np.mean([option.alpha for option in chosen]) > 0.6
+    assert nb.choose(runs, "FOMAML", [table[1], table[1]], "s", 3) == table[1]
+
+
 # Errors
 
 
@@ -318,8 +485,9 @@ def test_folds_hold_both_classes():
 def test_comparison_on_small_series(nb):
     """All methods, with the inner rule chosen in the fold: one finite score per patient and seed."""
     data = small_series()
-    found = nb.compare(data, "b")
-    assert list(found) == list(nb.METHODS)
+    found, chosen = nb.compare(data, "b")
+    assert list(found) == [*nb.METHODS, nb.FIXED]
+    assert len(chosen) == 6 and {option.alpha for option in chosen} <= set(nb.ALPHAS)
     assert all(score.shape == (2, 24) and np.isfinite(score).all() for score in found.values())
     assert not np.allclose(found["MAML"], found["target-only"])
     runs = nb.fold_runs(data, "b", 8)
@@ -327,26 +495,29 @@ def test_comparison_on_small_series(nb):
     assert torch.allclose(runs.target[0].mean(1), torch.zeros(6, 20), atol=1e-5)  # scaled by its own training patients
 
 
-def test_a_blood_series_gets_all_its_numbers():
+def test_a_blood_series_gets_all_its_numbers(tmp_path):
     """The public preset's path on small series: every method, baseline and measure, with its interval."""
-    names = [*NAMES, "CLASSIC", "MEASURES", "SHOWN", "compare_series", "few_patients"]
+    names = [*NAMES, "CLASSIC", "MEASURES", "SHOWN", "compare_series", "WEIGHTS", "few_patients", "kept_comparison"]
     noted, data = {}, {name: (x.astype(np.float32), y) for name, (x, y) in small_series(36).items()}
     extra = {"blood": data, "note": lambda name, estimate, unit, gate=True: noted.update({name: estimate})}
+    extra["kept"] = Store(tmp_path, {})
     nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra)
     assert nb.mean_of([nb.compare_series("a", data["a"][1])["MAML"]] * 3).n == 3 * 36
-    assert set(nb.few_patients(16, "a")) == {"MAML", "transfer"}
+    assert set(nb.few_patients(16, "a")) == {"MAML", "transfer", "MAML, alpha 0.1", "MAML, alpha 0.9"}
+    assert len(list(Path(tmp_path).rglob("*.entry"))) == 1  # a killed run goes on from here
+    again = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra | {"compare": None})
+    assert again.kept_comparison("a")[1].shape == (6,)
+    assert sum(noted[f"alpha_a_{a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
     assert {"auroc_a_LightGBM", "gain_a_MAML_over_transfer", "macro-F1 gain a joint", "curve_a_MAML_n16"} <= set(noted)
     assert all(np.isfinite([e.value, e.low, e.high]).all() for e in noted.values())
 
 
 def test_comparison_with_the_grid_of_the_paper(nb):
     """The `full` preset's path: batch size, width and alpha are chosen in the fold as well, for every method."""
-    extra = (
-        {"run": FakeRun()} | SIZES | {"epochs": 1, "GRID": nb.PAPER[::13]}
-    )  # three of thirty: all widths and batches
+    extra = {"run": FakeRun()} | SIZES | {"epochs": 1, "GRID": nb.PAPER[::3]}  # two of six: two widths, both batches
     whole = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, {"run": FakeRun(), "grid": "paper"} | SIZES)
-    assert len(whole.PLAIN) == 30 and len(whole.INNER) == 120
-    found = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, extra).compare(small_series(18, names="ab"), "a")
+    assert len(whole.PLAIN) == 6 and len(whole.INNER) == 24 and len(whole.ALPHAS) == 6
+    found, _ = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, extra).compare(small_series(18, names="ab"), "a")
     assert all(score.shape == (2, 18) and np.isfinite(score).all() for score in found.values())
 
 
@@ -370,7 +541,7 @@ def test_released_measures_equal_scikit_learn(nb):
 def test_series_of_one_patient(nb):
     x, y = torch.zeros(1, 1, 20), torch.zeros(1, 1)
     with pytest.raises(ValueError, match="at least two patients"):
-        nb.fit("target-only", (x, y), [], nb.Settings(6, 4, 1, 1, 1e-2, 0.5), "s")
+        nb.fit("target-only", (x, y), [], nb.Settings(6, 4, 1, 1, 1e-2), "s")
 
 
 # GEO: the real parser on a small SOFT file

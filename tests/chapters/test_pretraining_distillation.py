@@ -16,12 +16,12 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from lift import lift, sabotage
 from tiny import save_tiny
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from helpers.cache import Store
-from helpers.engine.lift import lift, sabotage
 
 PAPER = "pretraining_distillation"
 NOTEBOOK = f"notebooks/{PAPER}/{PAPER}.ipynb"
@@ -370,7 +370,7 @@ def test_a_student_of_a_stack_learns_what_it_learns_alone(trainer):
 def run_notebook(
     out: Path, notebook: str = NOTEBOOK, preset: str = "reduced", settings: dict = TINY
 ) -> subprocess.Popen:
-    command = [sys.executable, "-m", "helpers.engine.execute", str(ROOT / notebook), "--preset", preset]
+    command = [sys.executable, "-m", "helpers.engine.cli", "run", str(ROOT / notebook), "--preset", preset]
     command += ["--out", str(out), *(w for name, value in settings.items() for w in ("-p", name, str(value)))]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")}
     return subprocess.Popen(command, cwd=ROOT, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -393,7 +393,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_record(tmp_path):
 
     second = run_notebook(killed)
     deadline = time.monotonic() + 300
-    while len(found := sorted(killed.rglob("*Design*.safetensors"))) < 3 and time.monotonic() < deadline:
+    while len(found := sorted(killed.rglob("*Design*.entry"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     kernels = [p for p in psutil.Process(second.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
     kernels[0].send_signal(signal.SIGKILL)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lift import lift, sabotage
 from tiny import save_tiny
 from transformers import LlamaForSequenceClassification
 
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
-from helpers.engine.lift import lift, sabotage
 from helpers.models import load_classifier, load_lm, packaged
 
 NOTEBOOK = "notebooks/rm_bench/rm_bench.ipynb"

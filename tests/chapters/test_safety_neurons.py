@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lift import lift, sabotage
 from safetensors.torch import save_file
 from safety_neurons_golden import ANSWERS as ANSWER_TOKENS
 from safety_neurons_golden import REQUESTS as REQUEST_TOKENS
@@ -19,7 +20,6 @@ from safety_neurons_golden import random_activations
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForSequenceClassification
 
-from helpers.engine.lift import lift, sabotage
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
 

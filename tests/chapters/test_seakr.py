@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lift import lift, sabotage
 from tiny import save_tiny, tiny_llama, word_tokenizer
 
-from helpers.engine.lift import lift, sabotage
 from helpers.generation import generate
 from helpers.models import LanguageModel, load_lm, packaged
 from helpers.stats import auroc

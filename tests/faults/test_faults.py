@@ -135,7 +135,7 @@ def test_failed_run_takes_the_earlier_record_away_and_leaves_other_chapters_alon
 
 
 def _start_sleeping(folder, out):
-    command = [sys.executable, "-m", "helpers.engine.execute", str(folder / "plain.ipynb"), "--out", str(out)]
+    command = [sys.executable, "-m", "helpers.engine.cli", "run", str(folder / "plain.ipynb"), "--out", str(out)]
     process = subprocess.Popen([*command, "-p", "action", "sleep"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     record = record_path("plain", "plain", "reduced", 0, {"action": "sleep"}, out)
     status = record.with_name("plain.status.json")
@@ -349,7 +349,7 @@ def test_relative_folders_umask_and_no_home(chapter, tmp_path):
     folder = chapter("quick")
     environment = {k: v for k, v in os.environ.items() if k != "HOME" and not k.startswith("REPRODUCTIONS_")}
     environment |= {"REPRODUCTIONS_RUNS": "my runs", "REPRODUCTIONS_DATA": "cache"}
-    command = [sys.executable, "-m", "helpers.engine.execute", str(folder / "quick.ipynb")]
+    command = [sys.executable, "-m", "helpers.engine.cli", "run", str(folder / "quick.ipynb")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, umask=0o027, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = tmp_path / "my runs" / "reduced" / "seed-0" / "quick" / "quick.json"

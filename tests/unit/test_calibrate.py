@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,16 @@ def test_after_a_failed_seed_no_other_is_started(tmp_path, monkeypatch):
         _run_seeds(tmp_path / "p.ipynb", range(50), 1, tmp_path)
     assert len(started) < 50
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_of_several_failed_seeds_the_first_is_named(tmp_path, monkeypatch):
+    def run(notebook, seed, out, running):
+        raise RuntimeError(f"seed {seed} failed")
+
+    monkeypatch.setattr(calibrate, "_run_seed", run)
+    monkeypatch.setattr(calibrate, "wait", lambda work, **_: futures.wait(work))  # until all of them have failed
+    with pytest.raises(RuntimeError, match="seed 0 failed"):
+        _run_seeds(tmp_path / "p.ipynb", range(5), 5, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,22 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import CHAPTERS
+from fuzz import limits_of
 from papermill.engines import NBClientEngine
 
 from helpers.engine.execute import execute, find_notebook, pair_up
 from helpers.engine.status import Status, short
 from helpers.engine.worker import _engine
 from helpers.lock import Lock, LockedError
-from helpers.parameters import BadRequestError, Limits, check_values, limits_of, schema
+from helpers.parameters import BadRequestError, Limits, check_values, schema
 from helpers.record import Record, record_path, variant
 from helpers.request import resolve
 
@@ -181,7 +184,8 @@ def test_an_earlier_good_run_is_kept_until_the_next_one_succeeded(tmp_path):
     status.settle()
     assert "an earlier good run is kept in plain.before" in status.failure()
     again = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
-    again.set_aside()  # of a failed run nothing is kept, and it does not push out the good one
+    again.set_aside()
+    again.begin()  # of a failed run nothing is kept, and it does not push out the good one
     assert Record.read(tmp_path / "plain.before" / "plain.json")
     record(path)
     again.end("ok")
@@ -233,6 +237,22 @@ def test_a_run_that_could_not_start_gives_the_earlier_one_back(tmp_path, monkeyp
     assert sorted(p.relative_to(folder) for p in folder.rglob("*")) == before
 
 
+def test_a_run_that_could_not_start_does_not_hide_an_earlier_failure(tmp_path, monkeypatch):
+    path = good_run(tmp_path)
+    failed = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
+    failed.set_aside()
+    failed.begin()
+    failed.end("error", "ValueError", "no")
+    failed.settle()
+    again = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
+    again.set_aside()
+    monkeypatch.setattr("helpers.engine.status.write_atomically", lambda *_: os.stat(tmp_path / "full disk"))
+    with pytest.raises(OSError, match="full disk"):
+        again.begin()
+    assert json.loads((tmp_path / "plain.status.json").read_text())["status"] == "error"
+    assert not path.exists() and (tmp_path / "plain.before" / "plain.json").exists()
+
+
 def test_the_last_word_is_written_before_the_earlier_run_goes(tmp_path, monkeypatch):
     path = good_run(tmp_path)
     status = Status(PLAIN, path, {"preset": "reduced", "seed": 0})
@@ -259,3 +279,9 @@ def test_a_kernel_that_dies_before_the_first_cell_is_started_once_more(monkeypat
     with nullcontext() if survives else pytest.raises(RuntimeError, match="Kernel died"):
         _engine(None, notebook).execute_notebook(notebook, "python3")
     assert len(starts) == 2
+
+
+def test_the_module_behind_the_command_is_a_command_too():
+    words = [sys.executable, "-m", "helpers.engine.execute", str(PLAIN), "-p", "n_item", "3"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'n_items'?" in done.stderr and done.stderr.count("\n") == 1

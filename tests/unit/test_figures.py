@@ -99,12 +99,12 @@ def test_a_forest_reads_from_top_to_bottom_with_a_line_at_the_threshold():
 
 def test_series_of_a_row_stand_beside_each_other_and_each_is_named_once():
     axis = Figure().subplots()
-    forest(axis, {"row": {"a": ONE, "b": TWO}, "other": {"b": ONE}}, markers={"b": "^"}, spread=0.5)
-    assert drawn(axis) == [([1.0], [-0.125]), ([-1.0, 1.0], [0.125, 1.125])]
+    forest(axis, {"row": {"a": ONE, "b": TWO}, "other": {"b": ONE}})
+    assert drawn(axis) == [([1.0], [-0.15]), ([-1.0, 1.0], [0.15, 1.15])]
     assert axis.get_legend_handles_labels()[1] == ["a", "b"]
-    together = Figure().subplots()
-    forest(together, {"row": {"a": ONE, "b": TWO}}, spread=0, colors="#000000")
-    assert drawn(together) == [([1.0], [0.0]), ([-1.0], [0.0])]
+    black = Figure().subplots()
+    forest(black, {"row": {"a": ONE, "b": TWO}}, colors="#000000")
+    assert [line.get_color() for line in black.lines if line.get_label() in "ab"] == ["#000000"] * 2
 
 
 def test_a_forest_without_rows_is_an_empty_axis():

@@ -148,10 +148,10 @@ def test_capture_and_patch_leave_no_hooks(lm):
         before = lm.model(ids).logits
         with (
             patch(lm.model, {MLP: torch.zeros_like}),
-            capture(lm.model, [MLP, "model.layers.2"], lambda h: h[:, -1]) as seen,
+            capture(lm.model, [MLP, "model.layers.2"]) as seen,
         ):
             changed = lm.model(ids).logits
-        assert seen["model.layers.2"][0].shape == (1, 32)
+        assert seen["model.layers.2"][0].shape == (1, 3, 32)
         assert not torch.allclose(before, changed)
         torch.testing.assert_close(lm.model(ids).logits, before)
         with pytest.raises(ValueError, match="shape"), patch(lm.model, {MLP: lambda h: h[:, :1]}):

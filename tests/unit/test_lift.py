@@ -3,8 +3,7 @@
 import nbformat
 import pytest
 from conftest import CHAPTERS
-
-from helpers.engine.lift import lift, sabotage
+from lift import lift, sabotage
 
 CELLS = [
     "import math\nfrom helpers.stats import Estimate",

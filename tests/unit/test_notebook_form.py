@@ -10,9 +10,10 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from fuzz import limits_of
 
 from helpers.claims import load_claims
-from helpers.parameters import limits_of, schema
+from helpers.parameters import schema
 from helpers.paths import notebooks_of
 from helpers.request import load_presets
 from helpers.verify import load_expected

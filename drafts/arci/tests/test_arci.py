@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fake_run import FakeRun
+from lift import lift, sabotage
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch import nn
-
-from helpers.engine.lift import lift, sabotage
 
 FOLDER = "notebooks/arci"
 GOLDEN = json.loads((Path(__file__).parent / "arci_golden.json").read_text())
@@ -27,18 +27,6 @@ NAMES = (
     *("clip", "Task", "make_task", "Fit", "epoch", "learn", "features", "logistic", "fit_of", "fit_logistic"),
     *("fit_popularity", "one_width", "inflation", "chosen"),
 )
-
-
-class FakeRun:
-    """The random sources of `Run`, without a record."""
-
-    device, seed = torch.device("cpu"), 0
-
-    def rng(self, stream=0):
-        return np.random.default_rng([7, sum(map(ord, str(stream)))])
-
-    def torch_generator(self, stream=0):
-        return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
 SIZES = {"run": FakeRun(), "n_seeds": 2, "dim": 16, "epochs": 2, "batch_size": 16, "dropout": 0.0}

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_run import FakeRun
+from lift import lift
 from sklearn.decomposition import PCA
 
-from helpers.engine.lift import lift
 from helpers.stats import auroc
 
 FOLDER = "notebooks/ecg_vae"
@@ -59,18 +60,6 @@ with_data = pytest.mark.skipif(not (DATA / "ludb-1.0.1").is_dir(), reason="the p
 
 def needs(package):
     return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package}: the extra `peers`")
-
-
-class FakeRun:
-    """The random sources and the device of `Run`, without a record."""
-
-    device = torch.device("cpu")
-
-    def rng(self, stream=0):
-        return np.random.default_rng([7, sum(map(ord, str(stream)))])
-
-    def torch_generator(self, stream=0):
-        return torch.Generator().manual_seed(sum(map(ord, str(stream))))
 
 
 SIZES = {

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from helpers.engine.lift import lift, sabotage
+from lift import lift, sabotage
 
 NOTEBOOK = "notebooks/new_paper/new_paper.ipynb"
 

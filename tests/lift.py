@@ -16,9 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from helpers.paths import checkout
-
-ROOT = checkout() or Path.cwd()
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Placed(NamedTuple):
