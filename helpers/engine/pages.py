@@ -1,5 +1,6 @@
 """What stands behind the pages: a chapter with its claims, and for each of its notebooks the run and the records."""
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ class Page:
         paper, name: folder and stem of the source notebook.
         run: the judgement of its run.
         committed: its committed records of larger runs, by preset.
+        repeats: committed records of the same runs with other seeds, by preset.
         damaged: presets whose committed record cannot be believed, with the reason.
         expected: its calibrated values; None when there are none.
     """
@@ -34,6 +36,7 @@ class Page:
     name: str
     run: Judgement
     committed: dict[str, Record]
+    repeats: dict[str, list[Record]]
     damaged: dict[str, str]
     expected: Expected | None
 
@@ -79,10 +82,18 @@ class Page:
         return ("record unreadable", self.damaged[preset]) if preset in self.damaged else None
 
     def stability(self, claim: str, preset: str) -> str:
-        """Return for how many calibrated seeds a claim had the verdict of the record, such as "4 of 5 seeds"."""
-        verdicts = self.expected.claims.get(claim) if self.expected and self.expected.preset == preset else None
+        """Return for how many seeds a claim had the verdict of the record, such as "4 of 5 seeds".
+
+        The seeds are those of the calibration, or of the committed records of the same run with other seeds.
+        """
         outcome = self.records[preset].claims.get(claim) if preset in self.records else None
-        if not verdicts or outcome is None or outcome.verdict == NOT_TESTABLE:
+        if outcome is None or outcome.verdict == NOT_TESTABLE:
+            return ""
+        verdicts = self.expected.claims.get(claim) if self.expected and self.expected.preset == preset else None
+        if not verdicts:
+            others = [record.claims[claim] for record in self.repeats.get(preset, []) if claim in record.claims]
+            verdicts = [one.verdict for one in (outcome, *others)] if others else []
+        if not verdicts:
             return ""
         return f"{verdicts.count(outcome.verdict)} of {len(verdicts)} seeds"
 
@@ -211,19 +222,38 @@ def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:
     except (ValueError, OSError) as error:
         expected = None
         faults.append(f"{paper}/{error}")
-    committed, damaged = {}, {}
+    committed, repeats, damaged = {}, {}, {}
     for preset in PRESETS:
-        place = results / preset / paper / f"{path.stem}.json"
+        folder = results / preset / paper
         try:
-            record = Record.read(place) if place.exists() else None
+            if record := _committed(folder / f"{path.stem}.json", path, preset):
+                committed[preset] = record
+                repeats[preset] = _repeats(record, folder, path)
         except RecordError as error:
-            record, damaged[preset] = None, str(error)
-        if record and ((record.paper, record.notebook, record.preset) != (paper, path.stem, preset) or record.changed):
-            record, damaged[preset] = None, f"{place.name}: the record is of another run"
-        if record:
-            committed[preset] = record
+            damaged[preset] = str(error)
     faults += [f"results/{preset}/{paper}/{message}" for preset, message in damaged.items()]
-    return Page(paper, path.stem, found, committed, damaged, expected)
+    return Page(paper, path.stem, found, committed, repeats, damaged, expected)
+
+
+def _committed(place: Path, notebook: Path, preset: str) -> Record | None:
+    """Read a committed record, or None where there is none; RecordError: it is damaged, or of another run."""
+    record = Record.read(place) if place.exists() else None
+    about = (notebook.parent.name, notebook.stem, preset)
+    if record and ((record.paper, record.notebook, record.preset) != about or record.changed):
+        raise RecordError(f"{place.name}: the record is of another run")
+    return record
+
+
+def _repeats(record: Record, folder: Path, notebook: Path) -> list[Record]:
+    """Read the records of the same run with other seeds, `<notebook>.seed-<seed>.json`; errors: `_committed`."""
+    places = sorted(folder.glob(f"{glob.escape(notebook.stem)}.seed-*.json"))
+    found = [one for place in places if (one := _committed(place, notebook, record.preset))]
+    settings = [one.parameters | {"seed": None} for one in (record, *found)]
+    seeds = {one.seed for one in (record, *found)}
+    if any(one != settings[0] for one in settings) or len(seeds) <= len(found):
+        names = ", ".join(place.name for place in places)
+        raise RecordError(f"{names}: not the run of {notebook.stem}.json with other seeds")
+    return found
 
 
 def counted(count: int, noun: str) -> str:

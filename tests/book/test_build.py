@@ -35,6 +35,26 @@ def test_a_chapter_knows_its_notebooks_and_which_claim_is_whose(run):
     assert chapter.main.stability("C1", "reduced") == "4 of 5 seeds" and not chapter.main.stability("C1", "public")
 
 
+def test_records_of_other_seeds_say_how_stable_a_verdict_is(run, tmp_path):
+    folder, runs, _ = run
+    results = tmp_path / "results"
+    shutil.copytree(run[2], results)
+    first = results / "public" / "good_coin" / "good_coin.json"
+    content = json.loads(first.read_text())
+    for seed, verdict in ((1, content["claims"]["C1"]["verdict"]), (2, "inconclusive")):
+        claims = content["claims"] | {"C1": content["claims"]["C1"] | {"verdict": verdict}}
+        other = content | {"claims": claims, "parameters": content["parameters"] | {"seed": seed}}
+        first.with_name(f"good_coin.seed-{seed}.json").write_text(json.dumps(other))
+    chapter = load_chapter(folder, runs, results)
+    assert not chapter.faults and chapter.main.stability("C1", "public") == "2 of 3 seeds"
+    assert list(chapter.main.committed) == ["public"]
+
+    first.with_name("good_coin.seed-2.json").write_text(json.dumps(content))  # the same seed once more
+    assert any("not the run of good_coin.json" in fault for fault in load_chapter(folder, runs, results).faults)
+    first.with_name("good_coin.seed-2.json").write_text("{")
+    assert any("good_coin.seed-2.json: not a complete record" in f for f in load_chapter(folder, runs, results).faults)
+
+
 def test_a_failed_run_is_not_covered_up_and_a_changed_run_speaks_for_no_preset(run):
     runs = run[1]
     record = json.loads((runs / "good_coin.json").read_text())
