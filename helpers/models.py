@@ -119,7 +119,8 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     """Load a causal language model.
 
     Args:
-        name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id.
+        name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id, to be pinned as
+            `owner/name@commit`.
         dtype: of the weights.
         device: where to put them.
 
@@ -130,7 +131,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     folder, digest = _resolve(name)
     tokenizer, model = _load(AutoModelForCausalLM, folder, device, dtype=dtype)
     tokenizer.padding_side = "left"
-    return LanguageModel(model, tokenizer, name, digest or _commit(model))
+    return LanguageModel(model, tokenizer, name, digest or _commit(model, name))
 
 
 def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str = "cpu") -> Encoder:
@@ -142,26 +143,37 @@ def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str =
 
 
 def load_classifier(
-    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
 ) -> LanguageModel:
-    """Load a sequence classifier (for example a reward model) by local folder or hub id; errors as in `load_lm`."""
-    tokenizer, model = _load(AutoModelForSequenceClassification, name, device, dtype=dtype)
+    """Load a sequence classifier (for example a reward model) by local folder or hub id; errors as in `load_lm`.
+
+    `options` go to transformers, such as `key_mapping` where the head has another name than there.
+    """
+    tokenizer, model = _load(AutoModelForSequenceClassification, name, device, dtype=dtype, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return LanguageModel(model, tokenizer, name, _commit(model))
+    return LanguageModel(model, tokenizer, name, _commit(model, name))
 
 
 def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> tuple[PreTrainedTokenizerBase, Any]:
     """A tokenizer, with a padding token, and a model of this kind, ready to be read; no pickle, no remote code."""
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    model = kind.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
+    where, commit = _pinned(name)
+    of = {"trust_remote_code": False} | ({"revision": commit} if commit else {})
+    tokenizer = AutoTokenizer.from_pretrained(where, **of)
+    model = kind.from_pretrained(where, use_safetensors=True, **of, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, model.to(device).eval().requires_grad_(False)
 
 
-def _commit(model: PreTrainedModel) -> str:
+def _pinned(name: str) -> tuple[str, str]:
+    """Hub id and commit of `owner/name@commit`; a local folder has no commit, whatever it is called."""
+    where, _, commit = (name, "", "") if Path(name).exists() else name.partition("@")
+    return where, commit
+
+
+def _commit(model: PreTrainedModel, name: str) -> str:
     """The hub's commit of a model, or that it has none."""
-    return getattr(model.config, "_commit_hash", None) or "local folder"
+    return getattr(model.config, "_commit_hash", None) or _pinned(name)[1] or "local folder"
 
 
 def _mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
