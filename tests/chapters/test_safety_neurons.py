@@ -20,6 +20,7 @@ from safety_neurons_golden import random_activations
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForSequenceClassification
 
+from helpers.cache import Store
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
 
@@ -35,6 +36,7 @@ NAMES = [
     "Effects",
     "effect_ratio",
     "greedy",
+    "write",
     "greedy_recomputed",
     "check_identities",
     "encode",
@@ -59,7 +61,7 @@ NAMES = [
     "ADVBENCH",
     "HARMBENCH",
     "HARMLESS",
-    "agreement",
+    "overlap",
     "shuffle_in_layers",
     "attribution",
 ]
@@ -70,7 +72,7 @@ RELEASED = json.loads(Path(__file__).with_name("safety_neurons_golden.json").rea
 @pytest.fixture(scope="module")
 def nb():
     requests = pd.DataFrame({"set": "harmbench", "part": "test", "request": ["one", "two"]})
-    return lift(MAIN, NAMES, {"guide": None, "requests": requests, "run": RUN})
+    return lift(MAIN, NAMES, {"guide": None, "requests": requests, "run": RUN, "kept": None})
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,17 @@ def guide(tiny):
 def training(tokenizer):
     """The study that trains the vectors, around a tiny model."""
     lm = LanguageModel(tiny_llama(tokenizer, initializer_range=0.5), tokenizer, "tiny", "none")
-    names = ["dpo_loss", "train_vectors", "pair_tokens", "logprob_sums", "on_policy_pairs", "style_pairs", "align_hh"]
+    names = [
+        "dpo_loss",
+        "train_vectors",
+        "one_epoch",
+        "fine_tune",
+        "pair_tokens",
+        "logprob_sums",
+        "on_policy_pairs",
+        "style_pairs",
+        "align_hh",
+    ]
     names += ["store_vectors", "is_refusal", "REFUSAL", "REFUSALS", "OPENINGS", "aligned", "write"]
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
     return lift(ALIGNMENT, [*names, "lm"], {"lm": lm, "DOWN": down, "shape": (2, 64), "n_pairs": 10})
@@ -192,8 +204,11 @@ def test_the_effect_is_what_refusals_gain_beyond_unrelated_sentences(nb, tiny, g
 def test_no_sentence_of_a_score_was_trained_on(nb, training):
     assert nb.TRAINED == training.REFUSALS
     assert not set(sum(nb.PAIRS, ())) & set(nb.TRAINED)
-    study = lift(CONSEQUENCES, ["PAIRS", "TRAINED", "AGREEING"])
+    study = lift(CONSEQUENCES, ["PAIRS", "TRAINED", "AGREEING", "EVERY_PAIR"])
     assert (study.PAIRS, study.TRAINED) == (nb.PAIRS, nb.TRAINED)
+    assert study.EVERY_PAIR[:4] == nb.PAIRS and len(set(study.EVERY_PAIR)) == 15
+    assert not set(sum(study.EVERY_PAIR, ())) & set(nb.TRAINED)
+    assert all(a.split()[0] == b.split()[0] for a, b in study.EVERY_PAIR)
     assert not {x.strip() for pair in study.AGREEING for x in pair} & {x.strip() for x in training.OPENINGS}
 
 
@@ -286,7 +301,11 @@ def test_cost_probe_scores_generated_answers(nb, tiny, guide, tokenizer):
     judge = LanguageModel(
         tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=1), tokenizer, "tiny", "none"
     )
-    effects = nb.Effects([nb.CostProbe(tiny, REQUESTS, guide, judge, 5)])
+    probe = nb.CostProbe(tiny, REQUESTS, guide, judge, 5)
+    effects = nb.Effects([probe])
+    answers = tokenizer.batch_decode(nb.greedy(tiny, REQUESTS, 5), skip_special_tokens=True)
+    costs = [float(judge.model(**probe.tokens(r, a)).logits[0, 0]) for r, a in zip(REQUESTS, answers, strict=True)]
+    assert np.allclose(effects.plain[0, :, 0], -np.array(costs))  # a cost is high for harm, F for safety
     effects.measure("all", lambda s: torch.ones(tiny.shape, dtype=torch.bool))
     assert np.allclose(effects.patched["all"], effects.aligned)
     assert not np.allclose(effects.plain, effects.aligned)
@@ -303,7 +322,7 @@ def test_rankings_and_controls(nb):
     assert (control.sum(1) == mask.sum(1)).all() and not (control & mask).any()
     draws = [nb.unconstrained(mask, rng) for _ in range(20)]
     assert {int(d.sum()) for d in draws} == {20} and any((d & mask).any() for d in draws)
-    assert nb.agreement(score, score) == (1.0, pytest.approx(1.0))
+    assert nb.overlap(mask, mask) == 1 and nb.overlap(mask, window) == 0
 
 
 def test_size_matched_pairs_neurons_of_about_one_size(nb):
@@ -342,21 +361,111 @@ def test_log_probabilities_of_pairs_match_transformers(training):
 def test_the_judge_reads_its_own_template(nb, tiny, guide, tokenizer):
     judge = LanguageModel(None, copy.deepcopy(tokenizer), "tiny", "none")
     probe = nb.CostProbe(tiny, REQUESTS, guide, judge, 5)
+    end = tokenizer.eos_token
     judge.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     assert tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0]) == "<user>Hi<assistant>Hello"
     judge.tokenizer.chat_template = None
-    assert tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0]) == "HiHello"
+    text = tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0])
+    assert text == f"BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:Hello{end}"  # as PKU's cost models were trained
 
 
 def test_seed_interval_leaves_out_one_seed_at_a_time():
     generator, names = torch.Generator().manual_seed(0), ["a", "b", "c"]
-    scores = {name: {"answer": torch.rand(3, 100, generator=generator)} for name in names}
-    nb = lift(MAIN, ["over_seeds", "agreement"], {"safe_names": names, "scores": scores})
-    overlap, _ = nb.over_seeds(lambda s: s)
-    ab, ac, bc = (nb.agreement(scores[x]["answer"], scores[y]["answer"])[0] for x, y in ("ab", "ac", "bc"))
+    scores = {name: torch.rand(3, 100, generator=generator) for name in names}
+    nb = lift(CONSEQUENCES, ["over_seeds", "agreement"])
+    assert nb.agreement(scores["a"], scores["a"], 15) == (1.0, pytest.approx(1.0))
+    overlap, _ = nb.over_seeds(scores, 15)
+    ab, ac, bc = (nb.agreement(scores[x], scores[y], 15)[0] for x, y in ("ab", "ac", "bc"))
     assert overlap.value == pytest.approx((ab + ac + bc) / 3)
     pseudo = [ab + ac + bc - 2 * left for left in (bc, ac, ab)]  # without a, b, c only one pair is left
     assert overlap.high - overlap.low == pytest.approx(2 * 4.302652729911275 * np.std(pseudo, ddof=1) / np.sqrt(3))
+
+
+def test_answers_are_kept_batch_by_batch_and_a_killed_run_goes_on(nb, tiny, guide, tmp_path):
+    """A kill in the third batch: two batches are kept, and the second start writes only the rest."""
+    texts = [f"Name {i} fruits." for i in range(40)]
+    mask, written = torch.ones(tiny.shape, dtype=torch.bool), []
+
+    def killed(*given):
+        written.append(len(given[1]))
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return nb.greedy(*given)
+
+    keep = {"kept": Store(tmp_path, {"weights": "tiny"}), "guide": None}
+    first = lift(MAIN, ["write"], {"greedy": killed, **keep})
+    with pytest.raises(KeyboardInterrupt):
+        first.write(tiny, texts, 4, None, guide, mask)
+    again = lift(MAIN, ["write"], {"greedy": killed, **keep}).write(tiny, texts, 4, None, guide, mask)
+    assert again == nb.greedy(tiny, texts, 4, None, guide, mask) and written == [16, 16, 8, 8]
+    assert lift(MAIN, ["write"], {"greedy": killed, **keep}).write(tiny, texts, 4) == nb.greedy(tiny, texts, 4)
+    assert len(written) == 7  # without the patch these are other answers
+    tiny.start = guide
+    own = lift(MAIN, ["write"], {"greedy": killed, **keep})
+    assert own.write(tiny, texts[:3], 4) == nb.greedy(tiny, texts[:3], 4, guide)  # M1 with factors of its own
+
+
+def test_m1_may_have_factors_of_its_own(nb, tiny, guide):
+    """With a start, M1 is the fine-tuned model, and the identities hold between it and M2."""
+    alone = nb.greedy(tiny, REQUESTS, 6, guide)
+    tiny.start = guide
+    assert nb.greedy(tiny, REQUESTS, 6) == alone
+    nb.check_identities(tiny, REQUESTS, 2 - guide, np.random.default_rng(0), n_tokens=6)
+
+
+def test_training_goes_on_after_a_kill_as_if_nothing_had_been(training, tmp_path):
+    pairs = [(r, "I'm sorry.", "Sure, here it is.") for r in REQUESTS] * 4
+    whole, log = training.train_vectors(pairs, epochs=3)
+    store, made = Store(tmp_path, {"stage": "dpo"}), []
+
+    def keep(name, make):
+        def counted():
+            made.append(name)
+            if len(made) == 2:
+                raise KeyboardInterrupt
+            return make()
+
+        return store.get(name, counted)
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train_vectors(pairs, epochs=3, keep=keep)
+    again, log_again = training.train_vectors(pairs, epochs=3, keep=keep)
+    assert made == ["epoch 0", "epoch 1", "epoch 1", "epoch 2"]
+    assert torch.equal(again, whole) and log_again.equals(log)
+
+
+def test_training_is_that_of_one_optimiser(training):
+    """Epochs that hand over their state do what one AdamW with torch's cosine does in one go."""
+    pairs = [(r, "I'm sorry.", "Sure, here it is.") for r in REQUESTS] * 6
+    got, _ = training.train_vectors(pairs, epochs=2)
+    scale = torch.nn.Parameter(torch.ones(2, 64))
+    optimiser = torch.optim.AdamW([scale], lr=1e-2, weight_decay=0.0)
+    rows = [row for pair in pairs for row in training.pair_tokens(pair, 16, True)]
+    batches = [rows[i : i + 16] for i in range(0, len(rows), 16)] * 2
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(batches))
+    for batch in batches:
+        with torch.no_grad():
+            reference = training.logprob_sums(batch)
+        with training.aligned(scale):
+            policy = training.logprob_sums(batch)
+        length = torch.tensor([float(len(answer)) for _, answer in batch])
+        loss = training.dpo_loss(policy.view(-1, 2), reference.view(-1, 2))[0] - 0.5 * (policy / length)[::2].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    assert torch.allclose(got, scale.detach(), atol=1e-5)
+
+
+def test_alignment_continues_from_fine_tuning(training, tmp_path):
+    tasks = [{"instruction": r, "instances": [{"input": "", "output": "An answer of some words."}]} for r in REQUESTS]
+    (tmp_path / "tasks.jsonl").write_text("\n".join(map(json.dumps, tasks)))
+    tuned, log = training.fine_tune(tmp_path / "tasks.jsonl", np.random.default_rng(0))
+    assert log["chosen"].iloc[-1] > log["chosen"].iloc[0]
+    pairs = [(r, "I'm sorry.", "Sure, here it is.") for r in REQUESTS]
+    scale, log = training.train_vectors(pairs, epochs=1, start=tuned)
+    assert log["margin"].iloc[0] == 0 and not torch.equal(scale, tuned)  # the reference is the fine-tuned model
+    assert float((scale - tuned).abs().max()) <= 0.011  # one step from there
 
 
 @pytest.mark.parametrize(
@@ -479,6 +588,66 @@ def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, 
     assert np.allclose(study.score(pairs), probe.score()[:, 0], atol=1e-4)
 
 
+@pytest.fixture
+def study(tiny):
+    """The study of what follows, around a tiny model."""
+    down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
+    names = ["pair_scores", "of_means", "slope", "baselines", "over_better", "score", "patched", "activations"]
+    names += ["states", "tokens", "START", "aligned"]
+    length = {p: torch.stack([tiny.lm.model.get_submodule(n).weight.norm(p, dim=0) for n in down]) for p in (1, 2)}
+    given = {"lm": tiny.lm, "DOWN": down, "guide": None, "length": length, "find": REQUESTS}
+    return lift(CONSEQUENCES, names, given)
+
+
+def test_every_pair_is_scored_by_itself(study):
+    said = [(r, ["No.", "Yes.", "I can't.", "I can."]) for r in REQUESTS]
+    got = study.pair_scores(said)
+    for k in (0, 2):
+        alone = study.score([(r, sentences[k : k + 2]) for r, sentences in said])
+        assert np.allclose(got[:, k // 2], alone, atol=1e-4)
+
+
+def test_the_share_of_all_pairs_and_the_slope_are_those_of_plain_loops(study):
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(15, 6)) + np.linspace(-0.5, 1, 15)[:, None]
+    x = np.stack([0.4 * whole, whole], -1)
+    assert study.of_means(x) == pytest.approx(0.4) and study.slope(x) == pytest.approx(0.4)
+    x[:5, :, 0] += 1.0  # pairs without a gain move the mean of the patched gains, and the line less
+    assert study.of_means(x) == pytest.approx(x[..., 0].sum() / x[..., 1].sum())
+    m, w = x[..., 0].mean(1), x[..., 1].mean(1)
+    assert study.slope(x) == pytest.approx(np.linalg.lstsq(w[:, None], m, rcond=None)[0][0])
+    assert np.isnan(study.of_means(np.zeros((3, 2, 2)))) and np.isnan(study.slope(np.zeros((3, 2, 2))))
+
+
+def test_baselines_are_those_of_plain_loops(study, tiny, guide):
+    got = study.baselines(guide)
+    ranks, squares = [], []
+    for request in REQUESTS:
+        seen = {}
+        with tiny.using(guide, watch=lambda layer, a, seen=seen: seen.update({layer: a[0]})), torch.no_grad():
+            tiny.lm.model(torch.tensor([study.tokens(request)]))
+        square = torch.stack([seen[layer].square().mean(0) for layer in range(2)])  # (layers, neurons)
+        squares.append(square)
+        part = torch.stack([square[i].sqrt() * tiny.down[i].norm(dim=0) for i in range(2)]).flatten()
+        ranks.append([int((part < value).sum()) for value in part])
+    assert torch.equal(got["SN-Tune"].flatten(), torch.tensor(ranks).amin(0).float())
+    wanda = torch.stack([torch.stack(squares).mean(0).sqrt()[i] * tiny.down[i].abs().sum(0) for i in range(2)])
+    torch.testing.assert_close(got["pruning"], wanda, rtol=1e-4, atol=1e-6)
+
+
+def test_the_change_score_is_held_against_the_better_baseline(study):
+    x = np.array([[2.0, 1.0, 1.5, 4.0, 0.0]] * 3)  # ours, two rivals, M2, M1
+    assert study.over_better(x) == pytest.approx((2.0 - 1.5) / 4)
+    assert np.isnan(study.over_better(np.zeros((3, 5))))
+
+
+def test_the_study_starts_from_the_factors_of_m1(study, guide):
+    said = [(r, ["No.", "Yes."]) for r in REQUESTS]
+    of_guide = study.score(said, guide)
+    study.START["M1"] = guide
+    assert np.array_equal(study.score(said), of_guide)
+
+
 def test_shuffled_scores_keep_each_layer(nb):
     score = torch.rand(3, 20, generator=torch.Generator().manual_seed(0))
     shuffled = nb.shuffle_in_layers(score, np.random.default_rng(0))
@@ -531,11 +700,13 @@ def test_the_full_preset_runs_on_the_smallest_real_thing(tokenizer, tmp_path, ex
 
     run("alignment", n_pairs=40, n_set=4, n_harmful=16, n_harmless=8)
     vectors = next(tmp_path.rglob("manifest.json")).parent
+    assert (vectors / "sft-0.safetensors").is_file()  # M1 is a fine-tuned model, M2 goes on from there
     small = {"n_find": 4, "n_test": 16, "n_generate": 4, "draws": 1, "cost_model": tmp_path / "judge"}
     claims = run("safety_neurons", vectors_from=vectors, **small)["claims"]
-    assert claims["C5"]["verdict"] == "not testable here" and "verdict" in claims["C1"]
+    assert {claims[name]["verdict"] for name in ("T1s", "T1b")} <= {"reproduced", "contradicted", "inconclusive"}
+    assert "verdict" in claims["C1"] and list(tmp_path.rglob("answers/*/*.entry"))
     claims = run("consequences", vectors_from=vectors, n_find=4, n_test=8, n_guard=20)["claims"]
-    assert claims["C8"]["verdict"] == "not testable here" and "verdict" in claims["P1"]
+    assert {claims[name]["verdict"] for name in ("C5", "C8")} == {"not testable here"} and "verdict" in claims["P1"]
 
 
 @pytest.mark.sabotage
