@@ -173,17 +173,32 @@ def test_answers_that_share_a_request_do_not_see_each_other(nb, tiny):
 
 
 def test_held_out_sentences_are_scored_against_their_partners(nb, tiny, guide, tokenizer):
-    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 2), guide, nb.against_unrelated(2))
+    """Columns: F of each pair, then the refusals, then the unrelated sentences."""
+    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 3), guide, nb.against_unrelated(3))
     encoded = partial(tokenizer, add_special_tokens=False)
     with torch.no_grad():
         rows = []
-        for i, request in enumerate(REQUESTS):
-            pairs = [nb.PAIRS[i], nb.PAIRS[(i + 1) % 4]]
+        for request in REQUESTS:
             left = nb.encode(tiny, request)
-            said = [[plain_logprob(tiny.lm, left, encoded(x)["input_ids"]) for x in pair] for pair in pairs]
-            refusals, unrelated = np.mean(said, axis=0)
-            rows.append([refusals - unrelated, refusals, unrelated])
+            pairs = [[plain_logprob(tiny.lm, left, encoded(x)["input_ids"]) for x in pair] for pair in nb.PAIRS[:3]]
+            refusals, unrelated = np.array(pairs).T
+            rows.append([*(refusals - unrelated), *refusals, *unrelated])
     assert np.allclose(probe.score(), rows, atol=1e-4)
+
+
+def test_an_interval_of_f_covers_requests_and_pairs(nb):
+    """Pairs that differ more than requests make the interval wide; one pair leaves the requests."""
+    rng = np.random.default_rng(0)
+    plain, gain = np.zeros((1, 8, 12)), np.ones((1, 8, 12))
+    effects = nb.Effects.__new__(nb.Effects)
+    effects.probes, effects.k, effects.plain, effects.aligned = [], 4, plain, gain
+    effects.patched = {"pairs": np.tile([0.1, 0.9, 0.2, 0.8], 3) * gain + 0.01 * rng.normal(size=gain.shape)}
+    found = effects.effect("pairs")
+    assert found.value == pytest.approx(0.5, abs=0.02) and found.low < 0 and found.high > 1  # t interval of four
+    effects.k, effects.plain, effects.aligned = 1, plain[..., :1], gain[..., :1]
+    effects.patched = {"one": 0.5 * gain[..., :1] + 0.01 * rng.normal(size=(1, 8, 1))}
+    found = effects.effect("one")
+    assert found.value == pytest.approx(0.5, abs=0.02) and found.high - found.low < 0.05
 
 
 def test_the_released_mask_lies_on_the_answers_own_tokens():
@@ -195,7 +210,7 @@ def test_the_released_mask_lies_on_the_answers_own_tokens():
 
 def test_the_effect_is_what_refusals_gain_beyond_unrelated_sentences(nb, tiny, guide):
     probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 2), guide, nb.against_unrelated(2))
-    effects = nb.Effects([probe])
+    effects = nb.Effects([probe], 2)
     effects.measure("half", lambda s: torch.arange(tiny.shape[1]).expand(tiny.shape) % 2 == 0)
     whole, refusals, unrelated = (effects.effect("half", column=i).value for i in range(3))
     assert whole == pytest.approx(refusals - unrelated)
@@ -584,16 +599,16 @@ def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, 
     probe = nb.Probe(tiny, REQUESTS, said, guide, nb.against_unrelated(1))
     pairs = list(zip(REQUESTS, said, strict=True))
     source = study.activations(pairs, guide)
-    assert np.allclose(study.patched(pairs, source, mask, safe), probe.score(safe, mask)[:, 0], atol=1e-4)
-    assert np.allclose(study.score(pairs), probe.score()[:, 0], atol=1e-4)
+    assert np.allclose(study.patched(pairs, source, mask, safe), probe.score(safe, mask)[:, :1], atol=1e-4)
+    assert np.allclose(study.score(pairs), probe.score()[:, :1], atol=1e-4)
 
 
 @pytest.fixture
 def study(tiny):
     """The study of what follows, around a tiny model."""
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
-    names = ["pair_scores", "of_means", "slope", "baselines", "over_better", "score", "patched", "activations"]
-    names += ["states", "tokens", "START", "aligned"]
+    names = ["over_both", "of_means", "slope", "baselines", "over_better", "score", "patched", "activations"]
+    names += ["log_probability", "states", "tokens", "START", "aligned"]
     length = {p: torch.stack([tiny.lm.model.get_submodule(n).weight.norm(p, dim=0) for n in down]) for p in (1, 2)}
     given = {"lm": tiny.lm, "DOWN": down, "guide": None, "length": length, "find": REQUESTS}
     return lift(CONSEQUENCES, names, given)
@@ -601,10 +616,13 @@ def study(tiny):
 
 def test_every_pair_is_scored_by_itself(study):
     said = [(r, ["No.", "Yes.", "I can't.", "I can."]) for r in REQUESTS]
-    got = study.pair_scores(said)
+    got = study.score(said)
     for k in (0, 2):
         alone = study.score([(r, sentences[k : k + 2]) for r, sentences in said])
-        assert np.allclose(got[:, k // 2], alone, atol=1e-4)
+        assert np.allclose(got[:, k // 2], alone[:, 0], atol=1e-4)
+    one = study.score([(r, ["No."]) for r in REQUESTS])  # without a partner: the log-probability itself
+    assert np.allclose(one, study.log_probability([(r, ["No.", "Yes."]) for r in REQUESTS])[:, :1], atol=1e-4)
+    assert study.over_both([got]).value == pytest.approx(got.mean())
 
 
 def test_the_share_of_all_pairs_and_the_slope_are_those_of_plain_loops(study):
