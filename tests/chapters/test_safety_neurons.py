@@ -1,6 +1,5 @@
 """Safety neurons: definitions lifted from the notebook, on tiny random models whose answers are known."""
 
-import copy
 import gzip
 import json
 from contextlib import contextmanager
@@ -373,15 +372,22 @@ def test_log_probabilities_of_pairs_match_transformers(training):
             assert torch.isclose(value, want, rtol=1e-4)
 
 
-def test_the_judge_reads_its_own_template(nb, tiny, guide, tokenizer):
-    judge = LanguageModel(None, copy.deepcopy(tokenizer), "tiny", "none")
-    probe = nb.CostProbe(tiny, REQUESTS, guide, judge, 5)
-    end = tokenizer.eos_token
-    judge.tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
-    assert tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0]) == "<user>Hi<assistant>Hello"
-    judge.tokenizer.chat_template = None
-    text = tokenizer.decode(probe.tokens("Hi", "Hello")["input_ids"][0])
-    assert text == f"BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:Hello{end}"  # as PKU's cost models were trained
+def test_the_judge_reads_what_the_release_gives_it(nb, tiny, guide, tokenizer):
+    """Tulu's format without an end token, cut where the answer begins another turn."""
+    probe = nb.CostProbe(tiny, REQUESTS, guide, LanguageModel(None, tokenizer, "tiny", "none"), 5)
+    read = lambda answer: tokenizer.decode(probe.tokens("Hi", answer)["input_ids"][0])  # noqa: E731
+    assert read("Hello") == "<|user|>\nHi\n<|assistant|>\nHello"
+    assert read("Hello <|user|> More") == "<|user|>\nHi\n<|assistant|>\nHello "
+
+
+def test_a_rate_without_spread_has_an_interval_all_the_same(nb):
+    """The patched model refuses exactly where M2 does, or never: every draw gives one number."""
+    m2 = np.array([1.0] * 5 + [0.0] * 7)
+    written = {"M1": np.zeros(12), "M2": m2, "same": m2, "none": np.zeros(12), "some": np.roll(m2, 2)}
+    study = lift(MAIN, ["rate_effect"], {"written": written})
+    assert study.rate_effect("same").value == 1 and study.rate_effect("same").low < 0.9
+    assert study.rate_effect("none").value == 0 and study.rate_effect("none").high > 0.1
+    assert study.rate_effect("some").n == 12
 
 
 def test_seed_interval_leaves_out_one_seed_at_a_time():
@@ -607,7 +613,7 @@ def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, 
 def study(tiny):
     """The study of what follows, around a tiny model."""
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
-    names = ["over_both", "of_means", "slope", "baselines", "over_better", "score", "patched", "activations"]
+    names = ["over_both", "of_means", "slope", "baselines", "score", "patched", "activations"]
     names += ["log_probability", "states", "tokens", "START", "aligned"]
     length = {p: torch.stack([tiny.lm.model.get_submodule(n).weight.norm(p, dim=0) for n in down]) for p in (1, 2)}
     given = {"lm": tiny.lm, "DOWN": down, "guide": None, "length": length, "find": REQUESTS}
@@ -651,12 +657,6 @@ def test_baselines_are_those_of_plain_loops(study, tiny, guide):
     assert torch.equal(got["SN-Tune"].flatten(), torch.tensor(ranks).amin(0).float())
     wanda = torch.stack([torch.stack(squares).mean(0).sqrt()[i] * tiny.down[i].abs().sum(0) for i in range(2)])
     torch.testing.assert_close(got["pruning"], wanda, rtol=1e-4, atol=1e-6)
-
-
-def test_the_change_score_is_held_against_the_better_baseline(study):
-    x = np.array([[2.0, 1.0, 1.5, 4.0, 0.0]] * 3)  # ours, two rivals, M2, M1
-    assert study.over_better(x) == pytest.approx((2.0 - 1.5) / 4)
-    assert np.isnan(study.over_better(np.zeros((3, 5))))
 
 
 def test_the_study_starts_from_the_factors_of_m1(study, guide):
