@@ -7,7 +7,7 @@ Four ways to the same numbers, all in this run and on the same texts:
 - naive: one text at a time through the whole model, logits of every position (what a first script does);
 - one: one text at a time, logits only where an answer token is predicted;
 - batched: `helpers.logprobs.response_logprobs`, sorted by length, filled up to a token budget;
-- shared: the chapter's function, in which six answers share the keys and values of their prompt.
+- shared: the chapter's function, in which texts share the keys and values of what they have in common at their start.
 
 The texts are the released chat records where they are in the cache, else prompts and answers of the same lengths made
 of packaged text. Writes `benchmarks/results/logprob_batching.json` with seconds, tokens and ratios.
@@ -82,11 +82,14 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     lm = load_lm("smollm2-135m-instruct", dtype=getattr(torch, asked.dtype), device=asked.device)
-    notebook = lift("notebooks/rm_bench/rm_bench.ipynb", ["chat_prompt", "shared_prompt_logprobs"])
+    notebook = lift("notebooks/rm_bench/rm_bench.ipynb", ["shared_logprobs"])
     rows, source = chat_texts()
     ended = [(p, [a + lm.tokenizer.eos_token for a in answers]) for p, answers in rows[: asked.prompts]]
-    rows = [(notebook.chat_prompt(lm, p), answers) for p, answers in ended]
+    chats = [[{"role": "user", "content": prompt}] for prompt, _ in ended]
+    prompts = [lm.tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True) for c in chats]
+    rows = list(zip(prompts, (answers for _, answers in ended), strict=True))
     pairs = [(prompt, answer) for prompt, answers in rows for answer in answers]
+    coded = [[(*encode_pair(lm, prompt, answer), slice(None)) for answer in answers] for prompt, answers in rows]
     sizes = [tuple(map(len, encode_pair(lm, *pair))) for pair in pairs]
     naive(lm, pairs[:2])  # warm-up
     seconds, scores = measure(
@@ -94,7 +97,7 @@ def main() -> None:
             "naive": lambda: naive(lm, pairs),
             "one": lambda: [response_logprobs(lm, [pair])[0] for pair in pairs],
             "batched": lambda: response_logprobs(lm, pairs, token_budget=asked.token_budget),
-            "shared": lambda: [x for p, six in rows for x in notebook.shared_prompt_logprobs(lm, p, six)],
+            "shared": lambda: [x for six in coded for x in notebook.shared_logprobs(lm, six)],
         }
     )
     worst = max(float(np.abs(mean - scores["naive"]).max()) for mean in scores.values())

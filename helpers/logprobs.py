@@ -110,6 +110,7 @@ def selected_logprobs(lm: LanguageModel, hidden: Tensor, targets: Tensor, chunk:
     parts = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
         logits = _as_the_model_does(lm, head(states).float())  # (chunk, vocab)
+        wanted = wanted.to(logits.device)  # a model on several devices has its output layer on another
         parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(parts)
 

@@ -122,7 +122,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
         name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id, to be pinned as
             `owner/name@commit`.
         dtype: of the weights.
-        device: where to put them.
+        device: where to put them; "auto" spreads them over all GPUs.
 
     Raises:
         FileNotFoundError: the package of a bundled name is not installed.
@@ -159,10 +159,12 @@ def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> t
     where, commit = _pinned(name)
     of = {"trust_remote_code": False} | ({"revision": commit} if commit else {})
     tokenizer = AutoTokenizer.from_pretrained(where, **of)
+    options |= {"device_map": "auto"} if device == "auto" else {}
     model = kind.from_pretrained(where, use_safetensors=True, **of, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, model.to(device).eval().requires_grad_(False)
+    model = model if device == "auto" else model.to(device)
+    return tokenizer, model.eval().requires_grad_(False)
 
 
 def _pinned(name: str) -> tuple[str, str]:

@@ -7,7 +7,8 @@ from html import escape
 
 from helpers.claims import Claim, chip, format_number
 from helpers.engine.judge import STATUS
-from helpers.engine.pages import Chapter, Page, Tally
+from helpers.engine.pages import Chapter, Page
+from helpers.engine.tally import Tally
 from helpers.html import table, text
 from helpers.record import Outcome
 

@@ -7,7 +7,8 @@ from typing import get_args
 
 from helpers.claims import Claim, chip, outcome_html
 from helpers.engine.cells import as_markdown
-from helpers.engine.pages import Chapter, Page, Tally, counted
+from helpers.engine.pages import Chapter, Page
+from helpers.engine.tally import Tally, counted
 from helpers.html import Raw, table, text
 from helpers.record import PRESETS, Verdict
 

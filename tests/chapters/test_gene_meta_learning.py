@@ -39,17 +39,31 @@ NAMES = (
         "choices",
         "fit_chosen",
         "FIXED",
+        "SHORT",
+        "CHOICES",
+        "span",
+        "per_fold",
     ),
-    *("compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
+    *("kept_choices", "kept_scores", "compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
 )
 
 
 SIZES = {"n_source": 24, "n_seeds": 2, "n_folds": 3, "epochs": 2, "batch_size": 8, "hidden": 6, "ETAS": [4e-4, 0.1]}
 
 
+class NothingKept:
+    """A store that makes every entry anew."""
+
+    def get(self, name, make):
+        return {key: torch.as_tensor(np.asarray(values)) for key, values in make().items()}
+
+
+GIVEN = {"run": FakeRun(), "kept": NothingKept()} | SIZES
+
+
 @pytest.fixture(scope="module")
 def nb():
-    return lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, {"run": FakeRun()} | SIZES)
+    return lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, GIVEN)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +84,11 @@ def networks():
         "train",
         "attributions",
         "top_overlap",
+        "other_seeds",
+        "apart",
+        "overlaps",
+        "over_seeds",
+        "source_batch",
         "fold_scores",
         "outer_loss",
     )
@@ -86,7 +105,18 @@ def choosing():
 
 @pytest.fixture(scope="module")
 def series_agreement():
-    names = ("effects", "across", "within", "read_geo", "common_genes", "contrast")
+    names = (
+        "effects",
+        "across",
+        "within",
+        "read_geo",
+        "common_genes",
+        "contrast",
+        "pseudo_values",
+        "related",
+        "thinned",
+        "at_equal_counts",
+    )
     return lift(f"{FOLDER}/agreement.ipynb", names, {"run": FakeRun()})
 
 
@@ -241,6 +271,65 @@ def test_mean_of_independent_estimates(nb):
 def test_top_overlap(networks):
     same = np.tile(np.arange(100.0), (3, 1))
     assert np.allclose(networks.top_overlap(same, same), 1) and np.allclose(networks.top_overlap(same, -same), 0)
+    share = networks.top_overlap(same, np.stack([same[0], -same[0], -same[0]]))
+    assert np.allclose(share, [[1, 0, 0]] * 3) and networks.other_seeds(share) == pytest.approx(2 / 6)
+
+
+def overlap_study(one, two):
+    """The functions of the study on attributions of our own."""
+    extra = {"run": FakeRun(), "n_seeds": len(one), "explained": {"a": {"one": one, "two": two}}}
+    return lift(f"{FOLDER}/networks.ipynb", ["apart", "over_seeds", "overlaps"], extra)
+
+
+def test_kinds_that_are_apart_and_kinds_that_are_not():
+    rng = np.random.default_rng(0)
+    one, two = (rng.normal(size=300) + 0.3 * rng.normal(size=(6, 300)) for _ in "ab")
+    same = one[0] + 0.3 * rng.normal(size=(6, 300))
+    study = overlap_study(one, two)
+    found = study.over_seeds(partial(study.apart, "one", "two"))
+    assert found.low > 0.2 and found.value == pytest.approx(study.apart("one", "two", np.arange(6)))
+    study = overlap_study(one, same)
+    assert abs(study.over_seeds(partial(study.apart, "one", "two")).value) < 0.15
+
+
+def test_the_jackknife_covers():
+    """Pairs share seeds: the t interval of the pseudo-values covers an overlap as often as it says."""
+    rng, inside = np.random.default_rng(1), 0
+    base = rng.normal(size=(2, 120))
+    draw = lambda n: [b + rng.normal(size=(n, 120)) * rng.uniform(0.3, 1.2, (n, 1)) for b in base]  # noqa: E731
+    large = overlap_study(*draw(150))
+    truth = large.apart("one", "two", np.arange(150), 20)
+    one, two = draw(5)
+    study = overlap_study(one, two)
+    for _ in range(120):
+        one[:], two[:] = draw(5)  # in place: the study sees them
+        found = study.over_seeds(lambda rows: study.apart("one", "two", rows, 20))
+        inside += found.low <= truth <= found.high
+    assert inside >= 104  # .87; below it with probability .0003 if the coverage is .95
+
+
+def test_span_and_folds(nb):
+    from helpers.stats import Estimate
+
+    found = nb.span([Estimate(1.0, 0.5, 1.5, 4), Estimate(-1.0, -2.0, 0.1, 3)])
+    assert (found.value, found.low, found.high, found.n) == (0.0, -2.0, 1.5, 3)
+    y, test = np.array([0, 1, 0, 1, 0, 1]), [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])] * 2
+    score = np.array([[0, 1, 5, 6, 9, 8], [1, 0, 1, 0, 1, 0.0]])
+    assert nb.per_fold(score, y, test) == pytest.approx([2 / 3, 0])
+
+
+def test_transfer_with_equal_steps_takes_as_many_as_the_others(nb, monkeypatch):
+    taken = []
+    spied = lift(
+        f"{FOLDER}/gene_meta_learning.ipynb",
+        NAMES,
+        GIVEN | {"train": lambda net, p, target, sources, rule, settings, *_: taken.append((target, settings)) or p},
+    )
+    tasks = [nb.make_task(0.5, 8, np.random.default_rng(s), 6, 20) for s in range(2)]
+    target, _, sources = nb.stack_tasks(tasks, "cpu")
+    spied.fit(spied.SHORT, target, sources, spied.Settings(6, 4, 3, 100, 1e-2), "s")
+    assert [settings.max_steps for _, settings in taken] == [3, 3]  # 3 epochs of two batches: 6 steps in all
+    assert [len(x[0]) for (x, _), _ in taken] == [72, 8]
 
 
 def test_attributions_find_the_only_gene_that_matters(networks):
@@ -326,16 +415,45 @@ def test_curves_and_what_is_read_off_them(choosing):
     flat = np.full((2, 10, 3), 0.5)
     assert set(choosing.readings(flat).values()) == set(choosing.elsewhere(flat).values()) == {0.5}
     lucky = flat.copy()
-    lucky[0, ::2, 1] = 1.0  # good on one half of the folds only
-    assert choosing.readings(lucky)["best on test"] == 0.75 and choosing.elsewhere(lucky)["best on test"] == 0.5
+    lucky[0, 0, 1] = 1.0  # good on one of the folds only
+    assert choosing.readings(lucky)["best on test"] == 0.55 and choosing.elsewhere(lucky)["best on test"] == 0.5
+    better = flat.copy()
+    better[0, :, 1] = 1.0  # good on every fold
+    assert choosing.readings(better)["best on test"] == choosing.elsewhere(better)["best on test"] == 1
 
 
 def test_contrast_of_groups(series_agreement):
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(300, 1))
-    alike, unlike = (pd.DataFrame(k * shared + rng.normal(size=(300, 5))) for k in (3, 0))
+    alike, unlike = (pd.DataFrame(k * shared + rng.normal(size=(300, 5))).corr().to_numpy() for k in (3, 0))
     found = series_agreement.contrast(alike, unlike)
-    assert 0.8 < found.low < found.value < found.high < 1 and found.n == 10
+    assert 0.75 < found.low < 0.85 < found.value < 0.95 and found.n == 10
+    mean = [(table.sum() - 5) / 20 for table in (alike, unlike)]
+    assert found.value == pytest.approx(mean[0] - mean[1])  # pairs count once each
+    values = series_agreement.pseudo_values(alike)
+    for s in range(5):  # the definition: five times the whole minus four times the rest
+        rest = np.delete(np.delete(alike, s, 0), s, 1)
+        assert values[s] == pytest.approx(5 * mean[0] - 4 * (rest.sum() - 4) / 12)
+
+
+def test_small_classes_shrink_agreement(series_agreement):
+    rng = np.random.default_rng(0)
+    made = dict(zip("abcd", series_agreement.related(200, rng), strict=True))
+    assert made["a"][0].shape == (200, 695) and made["a"][1].mean() == 0.5
+    x, y = series_agreement.thinned(made["a"], 8, 60, rng)
+    assert len(x) == 68 and y.sum() == 8
+    large = series_agreement.effects(made).corr().to_numpy()
+    small = series_agreement.at_equal_counts(made, rng, 3)
+    assert small.shape == (4, 4) and small.mean() < 0.85 * large.mean()
+
+
+def test_every_run_can_have_its_own_source_labels(networks):
+    x, y = networks.put(*small_series(12)["a"])
+    turned = torch.stack([y, 1 - y])
+    rngs = lambda: [np.random.default_rng(s) for s in (0, 1)]  # noqa: E731
+    one, own = (networks.source_batch([(x, labels)], 5, rngs()) for labels in (y, turned))
+    assert torch.equal(one[0], own[0]) and torch.equal(own[1][0], one[1][0]) and torch.equal(own[1][1], 1 - one[1][1])
+    assert one[0].shape == (2, 1, 5, 20) and networks.source_batch([], 5, rngs()) == ()
 
 
 # Golden numbers of the released code (the command stands in the file)
@@ -456,26 +574,26 @@ def test_part_of_a_stack_sees_the_batches_of_the_whole(nb):
 
 
 def test_the_better_option_is_chosen(nb):
-    """Sources with turned labels: the weight that leaves them out wins in most runs; equal options: the first."""
+    """Sources with turned labels: the weight that leaves them out wins in most runs."""
     rng = np.random.default_rng(1)
     shift = np.r_[np.full(5, 1.5), np.zeros(15)]
     make = lambda turn: (lambda y: (rng.normal(size=(48, 20)) + np.outer(y, shift), abs(turn - y)))(np.arange(48) % 2)  # noqa: E731
     data = {name: make(name != "b") for name in "abc"}
     data = {name: (x.astype(np.float32), y.astype(np.float32)) for name, (x, y) in data.items()}
-    extra = {"run": FakeRun()} | SIZES | {"epochs": 20, "learning_rate": 0.01}
+    extra = GIVEN | {"epochs": 20, "learning_rate": 0.01}
     nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, extra)
     runs = nb.fold_runs(data, "b")
     table = [[nb.Option(nb.Settings(), alpha=a)] * 6 for a in (0.1, 1.0)]
     chosen = nb.choose(runs, "FOMAML", table, "s", 100)
     assert np.mean([option.alpha for option in chosen]) > 0.6
-    assert nb.choose(runs, "FOMAML", [table[1], table[1]], "s", 3) == table[1]
+    assert nb.choose(runs, "FOMAML", [table[1]], "s", 3) == table[1]
 
 
 # Errors
 
 
 def test_folds_hold_both_classes():
-    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, {"run": FakeRun()} | SIZES | {"n_folds": 8})
+    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, GIVEN | {"n_folds": 8})
     y = np.r_[np.zeros(87), np.ones(8)]
     folds = nb.stratified_folds(y, np.random.default_rng(0))
     assert len({len(train) for train, _ in folds}) == 1 and all(y[test].sum() == 1 for _, test in folds)
@@ -486,7 +604,7 @@ def test_comparison_on_small_series(nb):
     """All methods, with the inner rule chosen in the fold: one finite score per patient and seed."""
     data = small_series()
     found, chosen = nb.compare(data, "b")
-    assert list(found) == [*nb.METHODS, nb.FIXED]
+    assert list(found) == [*nb.METHODS, "joint, fixed", nb.FIXED]
     assert len(chosen) == 6 and {option.alpha for option in chosen} <= set(nb.ALPHAS)
     assert all(score.shape == (2, 24) and np.isfinite(score).all() for score in found.values())
     assert not np.allclose(found["MAML"], found["target-only"])
@@ -497,25 +615,33 @@ def test_comparison_on_small_series(nb):
 
 def test_a_blood_series_gets_all_its_numbers(tmp_path):
     """The public preset's path on small series: every method, baseline and measure, with its interval."""
-    names = [*NAMES, "CLASSIC", "MEASURES", "SHOWN", "compare_series", "WEIGHTS", "few_patients", "kept_comparison"]
+    names = [*NAMES, "CLASSIC", "MEASURES", "SHOWN", "compare_series", "WEIGHTS", "few_patients"]
     noted, data = {}, {name: (x.astype(np.float32), y) for name, (x, y) in small_series(36).items()}
     extra = {"blood": data, "note": lambda name, estimate, unit, gate=True: noted.update({name: estimate})}
     extra["kept"] = Store(tmp_path, {})
-    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra)
+    nb = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, GIVEN | extra)
     assert nb.mean_of([nb.compare_series("a", data["a"][1])["MAML"]] * 3).n == 3 * 36
     assert set(nb.few_patients(16, "a")) == {"MAML", "transfer", "MAML, alpha 0.1", "MAML, alpha 0.9"}
-    assert len(list(Path(tmp_path).rglob("*.entry"))) == 1  # a killed run goes on from here
-    again = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, {"run": FakeRun()} | SIZES | extra | {"compare": None})
-    assert again.kept_comparison("a")[1].shape == (6,)
-    assert sum(noted[f"alpha_a_{a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
-    assert {"auroc_a_LightGBM", "gain_a_MAML_over_transfer", "macro-F1 gain a joint", "curve_a_MAML_n16"} <= set(noted)
+    entries = len(nb.METHODS) + 2 + 4 + 5  # the comparison, four choices, the five arms with few patients
+    assert len(list(Path(tmp_path).rglob("*.entry"))) == entries  # a killed run goes on from here
+    again = lift(f"{FOLDER}/gene_meta_learning.ipynb", names, GIVEN | extra | {"fit_chosen": None, "choices": None})
+    scores, chosen = again.compare(data, "a")
+    assert len(chosen) == 6 and np.isfinite(scores["MAML"]).all()
+    assert sum(noted[f"chosen a alpha {a:g}"].value for a in nb.ALPHAS) == pytest.approx(1)
+    wanted = {
+        "gain_a_MAML_over_transfer",
+        "gain_a_MAML_over_transfer, equal steps",
+        "gain per fold a MAML",
+        "gain_a_MAML, fixed",
+    }
+    assert wanted | {"macro-F1 gain a joint", "curve_a_MAML_n16", "gain_a_MAML, fixed"} <= set(noted)
     assert all(np.isfinite([e.value, e.low, e.high]).all() for e in noted.values())
 
 
 def test_comparison_with_the_grid_of_the_paper(nb):
     """The `full` preset's path: batch size, width and alpha are chosen in the fold as well, for every method."""
-    extra = {"run": FakeRun()} | SIZES | {"epochs": 1, "GRID": nb.PAPER[::3]}  # two of six: two widths, both batches
-    whole = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, {"run": FakeRun(), "grid": "paper"} | SIZES)
+    extra = GIVEN | {"epochs": 1, "GRID": nb.PAPER[::3]}  # two of six: two widths, both batches
+    whole = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, GIVEN | {"grid": "paper"})
     assert len(whole.PLAIN) == 6 and len(whole.INNER) == 24 and len(whole.ALPHAS) == 6
     found, _ = lift(f"{FOLDER}/gene_meta_learning.ipynb", NAMES, extra).compare(small_series(18, names="ab"), "a")
     assert all(score.shape == (2, 18) and np.isfinite(score).all() for score in found.values())

@@ -1,28 +1,41 @@
 """RM-Bench: the chapter's definitions against plain computations, its data's errors, and its gate."""
 
 import ast
+import copy
+import functools
 import itertools
 import json
 import os
+import re
+import signal
+import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from lift import lift, sabotage
-from tiny import save_tiny
-from transformers import LlamaForSequenceClassification
+from lift import _replace_once, lift, sabotage
+from nbclient import NotebookClient
+from rm_bench_golden import CUTS, SHORT, begins_with_a_token, records, texts
+from tiny import save_tiny, tiny_llama
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
+from helpers.claims import Claim
 from helpers.data import DataCorruptedError, DataUnavailableError, fetch
-from helpers.models import load_classifier, load_lm, packaged
+from helpers.models import LanguageModel, load_classifier, load_lm, packaged
+from helpers.stats import Estimate
 
 NOTEBOOK = "notebooks/rm_bench/rm_bench.ipynb"
 LEADERBOARD = "notebooks/rm_bench/leaderboard.ipynb"
-PAIRS = [
-    ("What is a reward model?", "A model that scores answers."),
-    ("What is a reward model?", "A **model**."),
-    ("Name three colours, and say for each of them where it can be found in nature.", "Red, green and blue. " * 6),
-    ("Hi", "Hello."),
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "rm_bench.json").read_text(encoding="utf8"))
+ITEMS = [
+    ("What is a reward model?", ["A model that scores answers.", "A **model**."]),
+    ("Name three colours, and say for each where it can be found.", ["Red, green and blue. " * 6, "Grey."]),
+    ("Hi", ["Hello.", "Hello! What can I do for you?"]),
 ]
 
 
@@ -62,17 +75,21 @@ def classifier(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory, tokenizer):
-    folders = [tmp_path_factory.mktemp(name) for name in ("policy", "reference")]
-    return [load_lm(save_tiny(f, tokenizer, seed=seed)) for seed, f in enumerate(folders)]
+def policies(tokenizer):
+    """The models of the golden numbers: policy and reference."""
+    return [LanguageModel(tiny_llama(tokenizer, seed=seed), tokenizer, "tiny", "") for seed in (0, 1)]
 
 
-def by_hand(lm, prompt, answer):
-    """Log-probabilities of the answer's tokens from the full logits of one unpadded text."""
-    left, right = (lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
-    with torch.inference_mode():
-        logprobs = lm.model(torch.tensor([left + right])).logits[0].double().log_softmax(-1)
-    return np.array([logprobs[len(left) - 1 + k, token].item() for k, token in enumerate(right)])
+@pytest.fixture(scope="module")
+def tokens():
+    return lift(NOTEBOOK, ["chat_text", "released_tokens", "shared_logprobs"])
+
+
+def without_first_token(lm):
+    """The same model with a tokenizer that has no token to begin with, such as Qwen's."""
+    other = copy.deepcopy(lm.tokenizer)
+    other.bos_token = None
+    return replace(lm, tokenizer=other)
 
 
 # --- scoring
@@ -130,12 +147,137 @@ def test_controls_keep_every_score(scoring):
 # --- rewards
 
 
-def test_shared_prompt_logprobs_equal_a_plain_computation(policies):
-    shared = lift(NOTEBOOK, ["shared_prompt_logprobs"]).shared_prompt_logprobs
-    answers = ["yes", "no, not at all", "a somewhat longer answer with more tokens", "x", "maybe so", "**bold**"]
-    for rows in (1, 2, 6):
-        for answer, got in zip(answers, shared(policies[0], "Is it so?", answers, rows=rows), strict=True):
-            np.testing.assert_allclose(got, by_hand(policies[0], "Is it so?", answer), atol=1e-5)
+KINDS = {"with a first token": lambda lm: lm, "without a first token": without_first_token}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_the_released_script(tokens, policies, kind):
+    """Short and long, with pairs that are cut: number of tokens, number scored, and a hash of all."""
+    lm = KINDS[kind](policies[0])
+    for (prompt, right, wrong), want in zip(texts(), GOLDEN[kind]["tokens"], strict=True):
+        got = []
+        for read, scored, _ in tokens.released_tokens(lm, prompt, right + wrong):
+            ids = json.dumps([int(i) for i in read + scored])
+            got.append([len(read) + len(scored), len(scored), zlib.crc32(ids.encode())])
+        assert got == want
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_are_those_of_the_released_script(tokens, policies, kind):
+    lm, aggregates = KINDS[kind](policies[0]), lift(NOTEBOOK, ["AGGREGATES"], {}).AGGREGATES
+    for row, (prompt, right, wrong) in enumerate(texts()[:SHORT]):
+        found = tokens.shared_logprobs(lm, tokens.released_tokens(lm, prompt, right + wrong))
+        for name, ours in (("avg", "LM mean"), ("sum", "LM sum"), ("norm", "LM norm")):
+            np.testing.assert_allclose([aggregates[ours](x) for x in found], GOLDEN[kind][name][row], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewards_with_a_reference_are_those_of_the_released_script(policies, kind):
+    score = lift(LEADERBOARD, ["summed_logprobs"]).summed_logprobs
+    items = [(prompt, right + wrong) for prompt, right, wrong in texts()[:SHORT]]
+    policy, reference = (score(KINDS[kind](lm), items, 500) for lm in policies)
+    np.testing.assert_allclose(policy - reference, GOLDEN[kind]["with reference"], atol=2e-3)
+
+
+def test_the_answer_is_found_among_the_scored_tokens(tokens, policies):
+    lm = policies[0]
+    for prompt, right, wrong in texts()[:SHORT]:
+        for answer, (_, scored, where) in zip(
+            right + wrong, tokens.released_tokens(lm, prompt, right + wrong), strict=True
+        ):
+            assert scored[where] == lm.tokenizer(answer + lm.tokenizer.eos_token)["input_ids"]
+            assert where.start > 0 and len(scored) > where.stop
+
+
+def test_a_pair_is_cut_together_and_no_other_pair_with_it(tokens, policies):
+    long, short = "word " * 300, "word"
+    rows = tokens.released_tokens(policies[0], "ask " * 50, [short, short, long, short], longest=200, kept=20)
+    lengths = [(len(read), len(scored)) for read, scored, _ in rows]
+    assert lengths[0] == (20, 180) or lengths[2] == (20, 180)
+    assert lengths[1] == lengths[3] and lengths[1][0] > 50
+
+
+def test_log_probabilities_equal_a_plain_computation(tokens, policies):
+    """Common beginnings, equal texts, different prompts, and a prompt of one token."""
+    lm, rows = policies[0], [([5], [6, 7, 8]), ([5], [6, 7, 9, 4]), ([5], [6, 7, 8]), ([5, 6], [7, 8]), ([9], [5])]
+    got = tokens.shared_logprobs(lm, [(read, scored, slice(None)) for read, scored in rows])
+    for (read, scored), values in zip(rows, got, strict=True):
+        with torch.inference_mode():
+            plain = lm.model(torch.tensor([read + scored])).logits[0].double().log_softmax(-1)
+        want = [plain[len(read) - 1 + k, token].item() for k, token in enumerate(scored)]
+        np.testing.assert_allclose(values, want, atol=1e-5)
+
+
+def test_without_a_template_the_text_is_tulus(tokens):
+    lm = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None))
+    assert tokens.chat_text(lm, ["Hi", "Ho"]) == "<|user|>\nHi\n<|assistant|>\nHo\n"
+    assert tokens.chat_text(lm, ["Hi"]) == "<|user|>\nHi\n"
+
+
+TEMPLATES = {
+    "a block of thought": "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}",
+    "trimmed": "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}<|im_end|>\n{% endfor %}",
+    "no template": None,
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_answer_is_found_whatever_the_template_writes(tokens, policies, kind):
+    """Short answers that also stand in the header or in the end token, and one with blanks around it."""
+    other = copy.deepcopy(policies[0].tokenizer)
+    other.chat_template = TEMPLATES[kind]
+    lm = replace(policies[0], tokenizer=other)
+    replies = ["Red is a colour.", "a", " end \n", "assistant"]
+    for reply, (_, scored, where) in zip(replies, tokens.released_tokens(lm, "Ask", replies), strict=True):
+        answer = scored[where]
+        assert other.decode(answer[:-1]).strip() == reply.strip()
+        assert other.decode(answer[-1:]).strip() in ("<|im_end|>", "")
+
+
+def test_a_template_that_changes_an_answer_is_refused(tokens, policies):
+    other = copy.deepcopy(policies[0].tokenizer)
+    other.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content | upper }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="the chat template changes an answer"):
+        tokens.released_tokens(replace(policies[0], tokenizer=other), "Ask", ["red", "grey"])
+
+
+def test_the_span_is_all_or_the_answer():
+    found = {0: [(np.array([-1.0, -2.0, -4.0, -1.0]), slice(1, 3))] * 6}
+    given = {"found": found, "items": [0, 1]}
+    lm_scores = lift(NOTEBOOK, ["lm_scores"], given).lm_scores
+    assert (
+        lm_scores(np.mean)[0, 0].tolist() == [-3.0] * 6 and lm_scores(np.mean, script=True)[0, 0].tolist() == [-2.0] * 6
+    )
+    assert np.isnan(lm_scores(np.mean)[0, 1]).all()
+
+
+@pytest.mark.parametrize("name", ["chat_text", "released_tokens", "best_of_n"])
+def test_both_notebooks_have_the_same_definition(name):
+    """Each notebook runs by itself, so the definition stands in both."""
+    found = []
+    for path in (NOTEBOOK, LEADERBOARD):
+        cells = json.loads(Path(path).read_text(encoding="utf8"))["cells"]
+        parsed = [ast.parse("".join(c["source"])) for c in cells if c["cell_type"] == "code"]
+        found += [ast.dump(n) for tree in parsed for n in tree.body if getattr(n, "name", "") == name]
+    assert len(found) == 2 and found[0] == found[1]
+
+
+def test_a_reward_that_is_not_a_number_is_an_error_and_no_prompt_less():
+    """Of two prompts one is lost: the other alone would give 100 three times."""
+    scores = np.array([[[3.0, 3, 3, 1, 1, 1], [np.nan] * 6]])
+    given = {"scores": {"x": scores}, "asked": {"x": np.array([True, True])}, "domain": np.array(["chat"] * 2)}
+    per_prompt = lift(NOTEBOOK, ["per_prompt"], given).per_prompt
+    with pytest.raises(ValueError, match="no NaN"):
+        per_prompt("x")
+    given["asked"]["x"][1] = False  # never asked for: left out
+    assert per_prompt("x")[0].tolist() == [[[100, 100, 100]]]
+
+
+def test_a_claim_of_two_spans_needs_both():
+    either = lift(NOTEBOOK, ["either_span"]).either_span
+    a, b = Estimate(7.0, 2.0, 12.0, 8), Estimate(-27.0, -40.0, -15.0, 8)
+    assert either(a, b) == either(b, a) == Estimate(-10.0, -40.0, 12.0, 8)
 
 
 def test_aggregates_follow_their_formulas():
@@ -144,33 +286,236 @@ def test_aggregates_follow_their_formulas():
     assert [aggregates[f"LM {k}"](logp) for k in ("mean", "sum", "norm")] == [-3.5, -7.0, -5.0]
 
 
-def test_classifier_scores_do_not_depend_on_batching(classifier):
+@pytest.mark.parametrize("name", ["as it is", "a second first token"])
+@pytest.mark.parametrize("longest", CUTS)
+def test_classifier_scores_are_those_of_the_released_script(tokenizer, name, longest):
+    """With a tokenizer that puts a first token in front of a template that has one; whole and cut on the left."""
+    change = begins_with_a_token if name == "a second first token" else copy.deepcopy
+    model = tiny_llama(tokenizer, LlamaForSequenceClassification, seed=2, num_labels=1)
+    lm, score = LanguageModel(model, change(tokenizer), "tiny", ""), lift(LEADERBOARD, ["classifier_scores"])
+    items = [(prompt, right + wrong) for prompt, right, wrong in texts()[:SHORT]]
+    for budget in (1, 300, 10_000):
+        got = score.classifier_scores(lm, items, budget, max_length=longest)
+        np.testing.assert_allclose(got, GOLDEN[f"classifier, {name}"][str(longest)], atol=1e-4)
+    if name == "a second first token" and longest > 1000:  # both tokens would be seen in the rewards
+        ids = lm.tokenizer([lm.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)])
+        assert ids["input_ids"][0][:2] == [lm.tokenizer.bos_token_id] * 2
+
+
+def test_a_classifier_with_two_outputs_or_without_numbers_is_refused(tokenizer):
     score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
-    alone = [score(classifier, [pair], token_budget=1)[0] for pair in PAIRS]
-    for budget in (1, 120, 10_000):
-        np.testing.assert_allclose(score(classifier, PAIRS, budget), alone, atol=1e-5)
-    assert len(set(np.round(alone, 4))) == len(PAIRS)
+    two = LanguageModel(tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=2), tokenizer, "two", "")
+    with pytest.raises(ValueError, match="a reward is one output, not 2"):
+        score(two, ITEMS, 100)
+    broken = tiny_llama(tokenizer, LlamaForSequenceClassification, num_labels=1)
+    broken.score.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="6 rewards are not numbers"):
+        score(LanguageModel(broken, tokenizer, "broken", ""), ITEMS, 100)
 
 
-def test_long_texts_lose_tokens_on_their_left(classifier):
-    score = lift(LEADERBOARD, ["classifier_scores"]).classifier_scores
-    (prompt, answer), n = PAIRS[2], 40
-    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-    text = classifier.tokenizer.apply_chat_template(turns, tokenize=False)
-    ids = classifier.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) > n
-    with torch.inference_mode():
-        want = classifier.model(torch.tensor([ids[-n:]])).logits[0, 0].item()
-    assert score(classifier, [PAIRS[2]], 100, max_length=n)[0] == pytest.approx(want, abs=1e-5)
+@pytest.fixture
+def keeping(tmp_path):
+    """`kept_scores` with its store in a folder; the log of scored parts is a file, which a killed process leaves."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("one")
+    prompts, log = [(f"prompt {k}", ["a"] * 6) for k in range(40)], tmp_path / "log"
+    given = {"run": SimpleNamespace(device=torch.device("cpu")), "work": tmp_path / "work", "token_budget": 100}
+    given |= {
+        "tqdm": lambda rows, desc: rows,
+        "getsource": lambda f: "one definition",
+        "devices": "one",
+        "judge_tokens": 8,
+    }
+    kept_scores = lift(LEADERBOARD, ["kept_scores"], given).kept_scores
+
+    def score(lm, items, token_budget, kill=False):
+        if kill and log.exists() and len(log.read_text().split()) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = items[0][0].split()[1]
+        log.write_text((log.read_text() if log.exists() else "") + f"{number}\n")
+        return np.full((len(items), 6), float(number))
+
+    def kept(kill=False, items=prompts):
+        judge = functools.partial(score, kill=kill)
+        model = lambda *args, **options: SimpleNamespace(digest="abc")  # noqa: E731
+        return kept_scores(str(tmp_path / "model"), model, judge, items)
+
+    return SimpleNamespace(kept=kept, log=log, weights=tmp_path / "model" / "weights", prompts=prompts)
 
 
-def test_dpo_scores_are_sums_of_log_ratios(policies):
-    names = lift(NOTEBOOK, ["chat_prompt"])
-    found = lift(LEADERBOARD, ["dpo_scores"]).dpo_scores(*policies, PAIRS, 200)
-    for (prompt, answer), got in zip(PAIRS, found, strict=True):
-        ended = answer + policies[0].tokenizer.eos_token
-        sums = [by_hand(lm, names.chat_prompt(lm, prompt), ended).sum() for lm in policies]
-        assert got == pytest.approx(sums[0] - sums[1], abs=1e-3)
+def test_scores_of_a_killed_run_are_not_made_again(keeping):
+    """The process is killed for good in the third part; the next one makes this part and no other."""
+    if not (child := os.fork()):
+        try:
+            keeping.kept(kill=True)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert keeping.log.read_text().split() == ["0", "16"]
+    got = keeping.kept()
+    assert keeping.log.read_text().split() == ["0", "16", "32"]
+    assert got.shape == (40, 6) and got[[0, 15, 16, 39], 0].tolist() == [0, 0, 16, 32]
+
+
+def test_kept_scores_are_not_those_of_other_weights_or_texts(keeping):
+    keeping.kept()
+    keeping.kept()
+    assert len(keeping.log.read_text().split()) == 3
+    keeping.weights.write_text("other weights")
+    keeping.kept()
+    assert len(keeping.log.read_text().split()) == 6
+    keeping.kept(items=[("another 0", ["a"] * 6), *keeping.prompts[1:]])
+    assert len(keeping.log.read_text().split()) == 9
+
+
+def test_a_reward_that_is_not_a_number_is_not_kept(keeping, monkeypatch):
+    monkeypatch.setattr(np, "full", lambda shape, value: np.zeros(shape) + (np.nan if value == 16 else value))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="96 rewards are not numbers"):
+            keeping.kept()
+    monkeypatch.undo()
+    assert np.isfinite(keeping.kept()).all()
+
+
+def test_a_model_is_pinned_by_its_commit(tmp_path):
+    asked = []
+    given = {"snapshot_download": lambda *args, **options: asked.append((args, options)) or "folder of the commit"}
+    pinned = lift(LEADERBOARD, ["pinned"], given).pinned
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    assert pinned("org/model") == "org/model" and pinned(str(folder)) == str(folder) and not asked
+    assert pinned("org/model@1a2b") == "folder of the commit"
+    assert asked[0][0] == ("org/model",) and asked[0][1]["revision"] == "1a2b"
+    assert "*.bin" not in asked[0][1]["allow_patterns"]
+
+
+# --- judges
+
+
+@pytest.mark.parametrize(
+    ("reply", "want"),
+    [
+        ("[[A]]", 1),
+        ("Not [[B]] but [[A]].", 0),
+        ("[[A]] [[C]]", 0),
+        ("A", 1),
+        ("**B**", -1),
+        ("Answer B.", -1),
+        ("Answer: B", -1),
+        ("It is B, so [[B]], yes [[B]].", -1),
+        ("A: it is 56.", 1),
+        ("B is better.", -1),
+        ("C.", 0),
+        ("A good answer says more.", 0),
+        ("Both are bad. A", 0),
+        ("", 0),
+        ("[[D]]", 0),
+    ],
+)
+def test_replies_of_a_judge_are_read_or_count_for_nobody(reply, want):
+    assert lift(LEADERBOARD, ["verdict"]).verdict(reply) == want
+
+
+def test_every_pair_is_shown_in_both_orders():
+    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGE"]), []
+    items = [("q", ["r1", "r2", "r3", "w1", "w2", "w3"]), ("p", ["R1", "R2", "R3", "W1", "W2", "W3"])]
+
+    def ask(texts):
+        seen.extend(texts)
+        return ["[[A]]" if "[Answer A]\nr" in text or "[Answer A]\nR" in text else "[[B]]" for text in texts]
+
+    votes = names.pair_verdicts(ask, items)
+    assert (votes == 1).all() and votes.shape == (2, 18)  # a judge that knows all
+    want = [names.JUDGE.format("q", *pair) for i in "123" for j in "123" for pair in [(f"r{i}", f"w{j}")]]
+    assert seen[:18:2] == want and seen[1:18:2] == [
+        names.JUDGE.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"
+    ]
+    np.testing.assert_allclose(names.judge_levels(votes), 100)
+    one, tie, lost = np.array([1, 0]), np.array([1, -1]), np.array([-1, 0])  # of two orders
+    votes = np.array([[*one, *tie, *tie, *lost, *one, *tie, *tie, *tie, *one]])
+    np.testing.assert_allclose(names.judge_levels(votes), [[0, 100, 0]])
+
+
+def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer):
+    """The verdict is replaced by a number that identifies the reply."""
+    lm = load_lm("smollm2-135m-instruct")
+    given = {"judge_tokens": 3, "verdict": lambda reply: zlib.crc32(reply.encode()) % 1000 + 1}
+    names = lift(LEADERBOARD, ["judge_verdicts", "JUDGE"], given)
+    items = [("Name a colour.", ["Red.", "Seven."]), ("How much is 7 times 8?", ["It is 56.", "It is 54."])]
+    want = []
+    for prompt, (right, wrong) in items:
+        for sign, pair in ((1, (right, wrong)), (-1, (wrong, right))):
+            chat = [{"role": "user", "content": names.JUDGE.format(prompt, *pair)}]
+            ids = tokenizer.apply_chat_template(
+                chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
+            )
+            said = lm.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            reply = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
+            want.append(sign * given["verdict"](reply))
+    assert len(set(map(abs, want))) > 1
+    assert names.judge_verdicts(lm, items, 300).ravel().tolist() == want
+
+
+def test_picks_are_correlated_over_models():
+    given = {"run": PlainRun}
+    correlation = lift(LEADERBOARD, ["picks_correlation"], given).picks_correlation
+    draw = np.random.default_rng(0)
+    hard, picked, first = draw.uniform(0, 100, (6, 40)), draw.uniform(0, 100, (6, 40)), np.arange(40) < 20
+    got = correlation(hard, picked, first)
+    want = np.corrcoef(hard[:, :20].mean(1), picked[:, 20:].mean(1))[0, 1]
+    assert got.value == pytest.approx(want) and got.low < got.value < got.high and got.n == 6
+    assert correlation(hard[:3], picked[:3], first).undefined
+
+
+FULL = {
+    'board = quoted if preset == "reduced" else load_leaderboard()': "board = quoted",
+    "assert len(board) == 51 and len(paper) == 16": "",
+    'averages[["domains", "difficulties"]] = board[["domain_avg", "difficulty_avg"]]': "pass",
+    "for row in FACTS.splitlines())]": "for row in FACTS.splitlines()[:1])]",
+    "where, prompts = released_prompts()": (
+        "where = np.repeat(DOMAINS, 3)\n"
+        "    prompts = [(f'Ask {k}', [f'{w} {k * j}' for w in 'ab' for j in (1, 20, 300)]) for k in range(12)]"
+    ),
+}
+
+
+def test_the_cells_of_the_full_preset_run_on_tiny_models(tmp_path, tokenizer, monkeypatch):
+    """All models in one run: two classifiers, a policy with its reference, a judge; twelve prompts."""
+    monkeypatch.setenv("REPRODUCTIONS_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+    for seed, name in enumerate(("reward", "same", "other", "policy", "reference")):
+        options = {"num_labels": 1} if name in ("reward", "same", "other") else {}
+        kind = LlamaForCausalLM if not options else LlamaForSequenceClassification
+        save_tiny(tmp_path / name, tokenizer, kind, seed=seed, **options)
+    content = nbformat.read(LEADERBOARD, as_version=4)
+    values = {"preset": "full", "reward_model": str(tmp_path / "reward"), "other_models": str(tmp_path / "other")}
+    values |= {"dpo_model": str(tmp_path / "policy"), "reference_model": str(tmp_path / "reference")}
+    values |= {"same_data_model": str(tmp_path / "same"), "judge_model": str(tmp_path / "policy")}
+    values |= {"n_judge": 2, "judge_tokens": 4}
+    for old, new in FULL.items():
+        _replace_once(content, old, new)
+    cells = [cell for cell in content.cells if cell.cell_type == "code"]
+    parameters = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in values.items():
+        parameters.source = re.sub(
+            rf"(?m)^({name}: \w+ = )[^#]+", lambda m, value=value: f"{m[1]}{value!r}  ", parameters.source
+        )
+    folder = Path(LEADERBOARD).parent
+    NotebookClient(content, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    (path,) = (tmp_path / "runs").rglob("*.json")
+    record = json.loads(path.read_text())
+    assert {"C4", "C6b", "C8", "C8b", "C9"} <= record["claims"].keys()
+    assert record["claims"]["C4"]["n"] == 12 and record["claims"]["C6b"]["n"] == 4 and record["claims"]["C9"]["n"] == 8
+    assert record["metrics"]["judge: verdicts that turn with the order"]["n"] == 8 * 9
+    assert not list(path.parent.glob("*.work"))
+
+
+def test_a_model_that_counts_words_has_its_closed_form():
+    """With no prompt and no grammar a repeated word is all it can know."""
+    reward = lift(NOTEBOOK, ["repeated_words"]).repeated_words
+    assert reward("red Red red") == pytest.approx(np.mean([np.log((k + 1) / (k + 1000)) for k in range(3)]))
+    assert reward("") == reward("x") == pytest.approx(-np.log(1000))
+    assert reward("a b a b") > reward("a b c d")
 
 
 def test_style_offset_has_its_closed_form_and_leaves_nothing_to_the_head():
@@ -312,22 +657,80 @@ def test_length_on_all_released_chat_records(scoring):
         assert scoring.difficulty(scoring.wins(sign * lengths)).mean(0).round(1).tolist() == want
 
 
-def test_intervals_of_published_scores_are_bounds():
-    published = lift(LEADERBOARD, ["published"], {"SIZES": np.array([129, 529, 228, 441])}).published
-    estimate = published(46.6)
-    assert 43 < estimate.low < estimate.value < estimate.high < 50
+@pytest.fixture(scope="module")
+def bound():
+    return lift(LEADERBOARD, ["published", "widest_shares"], {"SIZES": np.array([129, 529, 228, 441])})
+
+
+@pytest.mark.parametrize("value", [5.0, 46.6, 69.5, 93.5, 99.9])
+def test_no_spread_over_the_domains_has_more_variance_than_the_bound(bound, value):
+    sizes, mean = np.array([129, 529, 228, 441]), value / 100
+
+    def error(shares):
+        return 25 * 1.96 * np.sqrt((shares * (1 - shares) / sizes).sum(-1))
+
+    widest = bound.widest_shares(mean)
+    assert widest.mean() == pytest.approx(mean) and (widest >= 0).all() and (widest <= 1).all()
+    tries = np.clip(widest + np.random.default_rng(0).normal(0, 0.1, (20_000, 4)), 0, 1)
+    tries = tries[abs(tries.mean(1) - mean) < 1e-2]
+    tries = tries - (tries.mean(1, keepdims=True) - mean)
+    tries = tries[((tries >= 0) & (tries <= 1)).all(1)]
+    assert len(tries) > 20 and error(tries).max() <= error(widest) + 1e-9
+    assert bound.published(value).high - value == pytest.approx(error(widest))
+
+
+def test_a_score_far_from_a_coin_can_be_less_sure_than_one_share_for_all_domains_says(bound):
+    estimate = bound.published(93.5)
+    assert estimate.high - 93.5 == pytest.approx(1.898, abs=1e-3)  # with 93.5 in every domain: 1.542
+    assert 43 < bound.published(46.6).low < bound.published(46.6).high < 50
+
+
+def test_the_strictest_threshold_is_where_a_verdict_turns():
+    names = lift(LEADERBOARD, ["strictest"])
+    rule = {"id": "X", "statement": "a statement", "source": "none", "paper_value": "", "estimand": "an estimand"}
+    rule |= {"unit": "", "presets": ["reduced", "public", "full"], "evidence": "derived"}
+    estimate = Estimate(3.0, 1.0, 6.0, 9)
+    for direction, turn in (("greater", 1.0), ("less", 6.0), ("equivalent", 6.0)):
+        for step in (-0.1, 0.1):
+            ends = (
+                {"threshold": 0.0, "margin": turn + step} if direction == "equivalent" else {"threshold": turn + step}
+            )
+            claim = Claim(**rule, direction=direction, **ends)
+            held = claim.verdict(estimate) == "reproduced"
+            assert held == ((step < 0) if direction == "greater" else (step > 0))
+            assert names.strictest(claim, estimate) == turn
 
 
 def test_both_notebooks_score_alike(scoring):
     levels = lift(LEADERBOARD, ["level_scores"]).level_scores
     scores = np.random.default_rng(4).integers(0, 4, size=(50, 6)).astype(float)
     np.testing.assert_allclose(levels(scores), scoring.difficulty(scoring.wins(scores)))
+    scores[7, 2] = np.nan
+    with pytest.raises(ValueError, match="not a number"):
+        levels(scores)
+
+
+def test_accuracies_are_those_of_the_released_script(scoring):
+    """60 records of five files with many ties; safety is one domain."""
+    rows = records()
+    scores = np.array([row["score_chosen"] + row["score_rejected"] for row in rows], dtype=float)
+    where = scoring.pooled([row["domain"] for row in rows])
+    names = lift(LEADERBOARD, ["level_scores", "row_numbers"])
+    for levels in (names.level_scores(scores), scoring.difficulty(scoring.wins(scores))):
+        row, want = names.row_numbers(levels, where), GOLDEN["accuracy"]
+        for ours, theirs in (("easy", "easy_acc"), ("normal", "normal_acc"), ("hard", "hard_acc"), ("chat", "chat")):
+            assert row[ours] == pytest.approx(100 * want[theirs])
+        for ours, theirs in (("math", "math"), ("code", "code"), ("safety", "safety"), ("overall", "total_avg_acc")):
+            assert row[ours] == pytest.approx(100 * want[theirs])
+        domains = pd.DataFrame(levels).groupby(where).mean()
+        assert domains.to_numpy().mean() == pytest.approx(100 * want["total_avg_acc"])
 
 
 # --- the gate
 
 
 @pytest.mark.sabotage
+@pytest.mark.skipif(not Path(NOTEBOOK).with_name("expected.yaml").is_file(), reason="not calibrated: no gate yet")
 def test_the_gate_sees_a_benchmark_that_is_read_upside_down():
     """Wrong answers win where right ones should; the checks that would notice are out of the way."""
     error = sabotage(

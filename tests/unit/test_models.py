@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import models
+from helpers.logprobs import selected_logprobs
 from helpers.models import load_classifier, load_encoder, load_lm, packaged
 
 
@@ -100,3 +102,22 @@ def test_a_head_of_another_name_is_read(tiny_lm, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     got = load_classifier(str(tmp_path), key_mapping={"^score_head": "score"})
     assert torch.equal(got.model.score.weight, model.score.weight)
+
+
+def test_a_model_may_be_spread_over_devices(tiny_lm, tmp_path):
+    """Half of the layers lie on the disk here, as they would lie on another GPU: each part is called on its own."""
+    tiny_lm.model.save_pretrained(tmp_path / "model")
+    tiny_lm.tokenizer.save_pretrained(tmp_path / "model")
+    spread = load_lm(str(tmp_path / "model"), device="auto")
+    parts = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "disk", "lm_head": "disk"}
+    parts |= {f"model.layers.{k}": ("cpu", "disk")[k % 2] for k in range(len(spread.model.model.layers))}
+    ids, targets = torch.tensor([[3, 4, 5, 6]]), torch.tensor([4, 5, 6, 3])
+    want = selected_logprobs(tiny_lm, tiny_lm.model.base_model(ids).last_hidden_state[0], targets)
+    torch.testing.assert_close(
+        selected_logprobs(spread, spread.model.base_model(ids).last_hidden_state[0], targets), want
+    )
+    dispatch_model(spread.model, parts, main_device="cpu", offload_dir=str(tmp_path / "disk"))
+    assert next(spread.model.lm_head.parameters()).device.type == "meta"
+    torch.testing.assert_close(
+        selected_logprobs(spread, spread.model.base_model(ids).last_hidden_state[0], targets), want
+    )

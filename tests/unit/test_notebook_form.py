@@ -215,8 +215,9 @@ def test_exercises_have_folded_and_executed_answers(notebook):
 
 
 def test_last_code_cell_finishes_the_run(code):
-    last = ast.unparse(ast.parse(code[-1].source).body[-1])
-    assert "run.finish()" in last
+    said = [ast.unparse(statement) for statement in ast.parse(code[-1].source).body]
+    cleared = said[-1].startswith("shutil.rmtree")  # kept work goes once the record is whole
+    assert "run.finish()" in "".join(said[-2:-1] if cleared else said[-1:])
 
 
 def test_no_machine_paths(path):
