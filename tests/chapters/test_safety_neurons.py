@@ -45,13 +45,17 @@ NAMES = [
     "contrast",
     "ranked",
     "layer_matched",
-    "unconstrained",
     "size_matched",
     "REFUSAL",
     "PAIRS",
     "TRAINED",
     "held_out",
     "against_unrelated",
+    "in_differences",
+    "rate",
+    "rate_difference",
+    "rate_effect",
+    "written",
     "is_refusal",
     "take",
     "stored_vectors",
@@ -71,7 +75,7 @@ RELEASED = json.loads(Path(__file__).with_name("safety_neurons_golden.json").rea
 @pytest.fixture(scope="module")
 def nb():
     requests = pd.DataFrame({"set": "harmbench", "part": "test", "request": ["one", "two"]})
-    return lift(MAIN, NAMES, {"guide": None, "requests": requests, "run": RUN, "kept": None})
+    return lift(MAIN, NAMES, {"guide": None, "requests": requests, "run": RUN, "kept": None, "written": {}})
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +187,55 @@ def test_held_out_sentences_are_scored_against_their_partners(nb, tiny, guide, t
             refusals, unrelated = np.array(pairs).T
             rows.append([*(refusals - unrelated), *refusals, *unrelated])
     assert np.allclose(probe.score(), rows, atol=1e-4)
+
+
+def test_f_is_a_difference_in_differences(nb, tiny, guide):
+    """Columns: harmful minus harmless, both by themselves, then the two terms on harmful requests."""
+    harmful, harmless = REQUESTS[:2], REQUESTS[1:]
+    both = [*harmful, *harmless]
+    got = nb.Probe(tiny, both, nb.held_out(both, 3), guide, nb.in_differences(3)).score()
+    mix = nb.against_unrelated(3)
+    first, second = (nb.Probe(tiny, r, nb.held_out(r, 3), guide, mix).score() for r in (harmful, harmless))
+    want = [first[:, :3] - second[:, :3], first[:, :3], second[:, :3], first[:, 3:]]
+    assert got.shape == (2, 15) and np.allclose(got, np.hstack(want), atol=1e-4)
+    style = np.tile([1.0, 0.0], 6)  # refusals rise by one on all requests: that is no safety
+    assert np.allclose(style @ nb.in_differences(3), [0] * 3 + [1] * 9 + [0] * 3)
+
+
+def test_difference_of_two_rates_is_newcombes(nb):
+    """Of 50 requests 36 are refused by both, 12 by the first only, 2 by the second only: Newcombe 1998, table IV."""
+    a, b = np.repeat([1.0, 1, 0], [36, 12, 2]), np.repeat([1.0, 0, 1], [36, 12, 2])
+    found = nb.rate_difference(a, b)
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    turned = nb.rate_difference(b, a)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+    for a in (np.zeros(24), np.ones(24)):  # no spread at all, and still an interval
+        found = nb.rate_difference(a, np.zeros(24))
+        assert found.high - found.low > 0.1
+    few, none = np.repeat([1.0, 0], [3, 21]), np.zeros(24)
+    assert nb.rate_difference(few, none).low < 0 < nb.rate_difference(np.repeat([1.0, 0], [6, 18]), none).low
+
+
+def test_the_difference_of_rates_covers(nb):
+    rng, missed = np.random.default_rng(0), {}
+    for rare, common in ((0.05, 0.05), (0.05, 0.3), (0.5, 0.6)):
+        draws = [(rng.random(24) < common, rng.random(24) < rare) for _ in range(400)]
+        found = [nb.rate_difference(a.astype(float), b.astype(float)) for a, b in draws]
+        missed[rare, common] = np.mean([not x.low <= common - rare <= x.high for x in found])
+    assert max(missed.values()) < 0.08, missed
+
+
+def test_a_share_of_refusals_has_always_a_width(nb):
+    """Patched as M2 on all, on none and on some of the requests that only M2 refuses."""
+    aligned = np.repeat([1.0, 0], [10, 14])
+    nb.written.update(M1=np.zeros(24), M2=aligned, all=aligned.copy(), none=np.zeros(24))
+    nb.written["some"] = np.repeat([1.0, 0], [5, 19])
+    found = {name: nb.rate_effect(name) for name in ("all", "none", "some")}
+    assert [found[n].value for n in found] == pytest.approx([1, 0, 0.5])
+    assert found["all"].low < 0.9 and found["none"].high > 0.2  # ten are not enough to reproduce 90 %
+    assert found["some"].low < 0.25 and found["some"].high > 0.75
+    nb.written["M2"] = np.zeros(24)
+    assert nb.rate_effect("none").undefined  # M2 refuses nothing: no share of it
 
 
 def test_an_interval_of_f_covers_requests_and_pairs(nb):
@@ -334,8 +387,6 @@ def test_rankings_and_controls(nb):
     assert not (window & mask).any() and window.sum() == 20
     control = nb.layer_matched(mask, rng)
     assert (control.sum(1) == mask.sum(1)).all() and not (control & mask).any()
-    draws = [nb.unconstrained(mask, rng) for _ in range(20)]
-    assert {int(d.sum()) for d in draws} == {20} and any((d & mask).any() for d in draws)
     assert nb.overlap(mask, mask) == 1 and nb.overlap(mask, window) == 0
 
 
@@ -673,21 +724,25 @@ def test_shuffled_scores_keep_each_layer(nb):
 
 
 def test_committed_vectors_are_those_of_the_manifest(nb, tmp_path):
-    vectors = nb.stored_vectors(FOLDER / "vectors")
+    weights = json.loads((FOLDER / "vectors" / "manifest.json").read_text())["digest"]
+    assert weights == load_lm("smollm2-135m-instruct").digest
+    vectors = nb.stored_vectors(FOLDER / "vectors", weights)
+    with pytest.raises(ValueError, match="other weights"):
+        nb.stored_vectors(FOLDER / "vectors", "sha256:of-another-model")
     assert {v.shape for v in vectors.values()} == {(30, 1536)} and sum(
         name.startswith("safe-") for name in vectors
     ) >= 3
     save_file({"scale": torch.ones(2, 2)}, tmp_path / "safe-0.safetensors")
-    (tmp_path / "manifest.json").write_text(json.dumps({"files": {"safe-0": {"sha256": "0" * 64}}}))
+    (tmp_path / "manifest.json").write_text(json.dumps({"digest": "x", "files": {"safe-0": {"sha256": "0" * 64}}}))
     with pytest.raises(ValueError, match="hash of the manifest"):
-        nb.stored_vectors(tmp_path)
+        nb.stored_vectors(tmp_path, "x")
 
 
 def test_stored_vectors_come_back(nb, training, tmp_path):
     log = pd.DataFrame({"loss": [1.0, 0.5], "margin": [0.0, 2.0], "chosen": [0.0, 0.1], "rejected": [0.0, -0.1]})
     trained = {f"safe-{i}": (torch.rand(2, 3, generator=torch.Generator().manual_seed(i)), log) for i in range(2)}
     training.store_vectors(tmp_path / "vectors", trained)
-    back = nb.stored_vectors(tmp_path / "vectors")
+    back = nb.stored_vectors(tmp_path / "vectors", training.lm.digest)
     assert list(back) == list(trained) and all(torch.equal(back[name], trained[name][0]) for name in trained)
     assert pd.read_csv(tmp_path / "vectors" / "training.csv")["vector"].tolist() == ["safe-0"] * 2 + ["safe-1"] * 2
 
@@ -732,6 +787,19 @@ def test_a_ranking_turned_upside_down_is_noticed():
     error = sabotage(
         "safety_neurons", {'    change = scores[name]["answer"]\n': '    change = -scores[name]["answer"]\n'}
     )
+    assert error.startswith("RegressionError"), error
+
+
+@pytest.mark.sabotage
+def test_an_aligned_model_that_writes_like_the_unaligned_one_is_noticed():
+    error = sabotage("safety_neurons", {'"M2": refusals(asked, scale=guide)': '"M2": refusals(asked)'})
+    assert error.startswith("RegressionError"), error
+
+
+@pytest.mark.sabotage
+def test_a_patch_that_brings_nothing_into_the_answers_is_noticed():
+    broken = {"refusals(asked, guide=guide, mask=mask.to(run.device))": "refusals(asked)"}
+    error = sabotage("safety_neurons", broken)
     assert error.startswith("RegressionError"), error
 
 
