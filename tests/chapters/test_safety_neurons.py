@@ -22,6 +22,7 @@ from transformers import LlamaForSequenceClassification
 from helpers.cache import Store
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
+from helpers.stats import crossed_bootstrap
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "safety_neurons"
 MAIN, ALIGNMENT, CONSEQUENCES, PUBLISHED = (
@@ -251,6 +252,18 @@ def test_an_interval_of_f_covers_requests_and_pairs(nb):
     effects.patched = {"one": 0.5 * gain[..., :1] + 0.01 * rng.normal(size=(1, 8, 1))}
     found = effects.effect("one")
     assert found.value == pytest.approx(0.5, abs=0.02) and found.high - found.low < 0.05
+
+
+def test_the_interval_of_c_covers_where_pairs_differ(nb):
+    """Four pairs whose gains scatter as much as they are large, four requests: a ratio with a loud denominator."""
+    rng, missed = np.random.default_rng(0), 0
+    for _ in range(60):
+        gain = 0.5 + 0.4 * rng.normal(size=(4, 1)) + 0.5 * rng.normal(size=(4, 4))
+        moved = 0.45 + 0.4 * rng.normal(size=(4, 1)) + 0.35 * rng.normal(size=(4, 4))  # C = 0.9
+        x = np.stack([moved, 0 * moved, gain, 0 * gain], -1)
+        found = crossed_bootstrap(x, nb.effect_ratio, n_resamples=200)
+        missed += not found.undefined and not found.low <= 0.9 <= found.high
+    assert missed <= 6
 
 
 def test_the_released_mask_lies_on_the_answers_own_tokens():
