@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -281,7 +282,7 @@ def test_the_effect_is_what_refusals_gain_beyond_unrelated_sentences(nb, tiny, g
     assert whole == pytest.approx(refusals - unrelated)
 
 
-def test_no_sentence_of_a_score_was_trained_on(nb, training):
+def test_no_sentence_of_a_score_was_trained_on(nb, training, tokenizer):
     assert nb.TRAINED == training.REFUSALS
     assert not set(sum(nb.PAIRS, ())) & set(nb.TRAINED)
     study = lift(CONSEQUENCES, ["PAIRS", "TRAINED", "AGREEING", "EVERY_PAIR"])
@@ -289,6 +290,13 @@ def test_no_sentence_of_a_score_was_trained_on(nb, training):
     assert study.EVERY_PAIR[:4] == nb.PAIRS and len(set(study.EVERY_PAIR)) == 15
     assert not set(sum(study.EVERY_PAIR, ())) & set(nb.TRAINED)
     assert all(a.split()[0] == b.split()[0] for a, b in study.EVERY_PAIR)
+    length = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    assert all(length(a) == length(b) for a, b in [*study.EVERY_PAIR, *study.AGREEING])
+    words = [
+        set(re.findall(r"\w+", text.lower())) for text in (" ".join(nb.TRAINED), *(a for a, _ in study.EVERY_PAIR))
+    ]
+    shared = [(words[0] & said) - {"i", "m", "t", "it", "that", "this", "but"} for said in words[1:]]
+    assert shared[:4] == [set()] * 4 and sum(map(bool, shared[4:])) == 3  # as the page says
     assert not {x.strip() for pair in study.AGREEING for x in pair} & {x.strip() for x in training.OPENINGS}
 
 
