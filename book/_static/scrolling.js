@@ -1,5 +1,5 @@
 // Nothing is cut without a hint: what is wider than the page scrolls, says so, and can be scrolled by keyboard.
-const SCROLLERS = ".bd-article :is(pre, div.math, .table-scroll, .pst-scrollable-table-container, .output.text_html)";
+const SCROLLERS = ".bd-article :is(pre, .math, .table-scroll, .pst-scrollable-table-container, .output.text_html)";
 
 function markScroller(box) {
   const more = box.scrollWidth - box.clientWidth;

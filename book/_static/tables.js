@@ -15,9 +15,9 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const small of table.querySelectorAll("tbody th small:not(:has(.evidence))")) {
       const details = document.createElement("details");
       details.innerHTML = "<summary>measured how</summary>";
-      details.append(...small.childNodes);
       small.previousElementSibling?.matches("br") && small.previousElementSibling.remove();
       small.replaceWith(details);
+      details.append(small);
     }
   }
 });

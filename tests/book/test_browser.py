@@ -34,6 +34,7 @@ def pages(book):
 def tab(browser):
     """A new tab that notes what goes wrong and cannot reach a network."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(300_000)  # a busy machine is slow and not wrong
     page = context.new_page()
     page.problems, page.left = [], []
     page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
@@ -72,8 +73,10 @@ SIDEWAYS = """() => [...document.querySelectorAll(".bd-article [class*=highlight
 
 
 def settle(tab, width):
-    """Give the window another width, and the page the time to see it."""
+    """Give the window another width, and the page the time to see it: the change comes to the page with a delay."""
     tab.set_viewport_size({"width": width, "height": 900})
+    tab.wait_for_function("width => innerWidth === width", arg=width)
+    tab.evaluate("document.fonts.ready")
     tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
@@ -305,7 +308,7 @@ def test_search_finds_a_chapter_by_a_word_of_it(tab, book, pages):
     words = re.findall(r"\b[a-z]{8,}\b", pages[chapter].select_one("article").text)
     word = "zymurgical" if "zymurgical" in words else max(words, key=len)
     tab.goto((book / "search.html").as_uri() + f"?q={word}")
-    tab.wait_for_selector("#search-results li a", timeout=15_000)
+    tab.wait_for_selector("#search-results li a")
     hits = [a.get_attribute("href").split("?")[0] for a in tab.locator("#search-results li a").all()]
     assert any(hit.endswith(f"{chapter.parent.name}/{chapter.name}") for hit in hits), (word, hits)
     assert not tab.problems and not tab.left
