@@ -1,6 +1,7 @@
 """The finished book as a reader meets it: headless Chromium on `file://` pages, no network."""
 
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
@@ -30,11 +31,11 @@ def pages(book):
     return {path: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
 
 
-@pytest.fixture
-def tab(browser):
+@contextmanager
+def new_tab(browser):
     """A new tab that notes what goes wrong and cannot reach a network."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(300_000)  # a busy machine is slow and not wrong
+    context.set_default_timeout(120_000)  # a busy machine is slow and not wrong
     page = context.new_page()
     page.problems, page.left = [], []
     page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
@@ -44,6 +45,13 @@ def tab(browser):
     page.on("dialog", lambda d: (page.problems.append(f"dialog: {d.message}"), d.dismiss()))
     yield page
     context.close()
+
+
+@pytest.fixture
+def tab(browser):
+    """A new tab for one test."""
+    with new_tab(browser) as page:
+        yield page
 
 
 def visit(tab, path):
@@ -84,35 +92,94 @@ def name(path, book):
     return str(path.relative_to(book))
 
 
+# A page has thousands of elements that look alike: of tokens, rows and equations a few are enough.
+FEWER = """() => {
+  const kinds = new Set();
+  for (const token of document.querySelectorAll("div.highlight span[class]")) {
+    if (kinds.has(token.className)) token.replaceWith(...token.childNodes);
+    kinds.add(token.className);
+  }
+  const alike = [...document.querySelectorAll(".bd-article tbody")].map((body) => body.rows);
+  for (const kind of ["mjx-container", "dl.py", ".findings > li"]) alike.push(document.querySelectorAll(kind));
+  for (const group of alike) [...group].slice(3).forEach((one) => one.remove());
+  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
+}"""
+AXE = """async ([mode, options]) => {
+  document.documentElement.dataset.theme = mode;
+  const found = await axe.run(document, { resultTypes: ["violations"], ...options });
+  return found.violations.filter((one) => one.impact !== "minor").map((one) =>
+    `${mode}: ${one.id} (${one.impact}), ${one.nodes.length} times: ${one.nodes[0].html.slice(0, 200)}`);
+}"""
+EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+# In each theme a figure shows the image made for it, and nothing of another colour lies behind it.
+FIGURES = """(mode) => {
+  document.documentElement.dataset.theme = mode;
+  const seen = (image) => getComputedStyle(image).display !== "none" && image.complete && image.naturalWidth > 0;
+  const bright = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((part) => part > 200);
+  return [...document.querySelectorAll("figure.repro-figure")].filter((figure) => {
+    const right = [...figure.querySelectorAll("img")].every((image) => seen(image) === image.matches(`.only-${mode}`));
+    const box = getComputedStyle(figure.closest(".output")).backgroundColor;
+    return !right || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
+  }).map((figure) => `${mode}: ${figure.id}`);
+}"""
+
+
+def look(tab, path, page):
+    """What is wrong on a page, by kind; one load of it serves every check."""
+    visit(tab, path)
+    wrong = {"loading": [*tab.problems, *(f"request to {url}" for url in tab.left)]}
+    wrong["loading"] += [] if tab.locator("h1").count() else ["no title"]
+    drawn, broken = tab.locator("mjx-container").count(), tab.locator("mjx-merror").count()
+    if broken or drawn < len(page.select(".math")):
+        wrong["loading"].append(f"math: {drawn} drawn, {broken} bad")
+    settle(tab, 390)
+    width = tab.evaluate("document.documentElement.scrollWidth")
+    wrong["width"] = [f"{width} px wide on a phone of 390"] if width > 390 else []
+    wrong["width"] += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
+    settle(tab, 1440)
+    wrong["width"] += tab.evaluate(SIDEWAYS)
+    wrong["figures"] = [said for mode in ("light", "dark") for said in tab.evaluate(FIGURES, mode)]
+    tab.evaluate(FEWER)
+    tab.evaluate(AXE_SCRIPT)
+    modes = (("light", EVERY_RULE), ("dark", {"runOnly": ["color-contrast"]}))
+    wrong["axe"] = [said for mode in modes for said in tab.evaluate(AXE, list(mode))]
+    tab.problems.clear()
+    tab.left.clear()
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def seen(browser, book, pages):
+    """What is wrong on every page, by kind: one line each."""
+    found = {kind: [] for kind in ("loading", "width", "figures", "axe")}
+    with new_tab(browser) as tab:
+        for path, page in pages.items():
+            for kind, wrong in look(tab, path, page).items():
+                found[kind] += [f"{name(path, book)}: {said}" for said in wrong]
+    return found
+
+
 def test_the_start_page_leads_to_the_preface(tab, book):
     tab.goto((book / "index.html").as_uri(), wait_until="commit")
     tab.wait_for_url("**/book/index.html")
     assert tab.inner_text("h1").startswith("Papers, Executed")
 
 
-def test_pages_load_quietly_from_disk_with_math_and_nothing_is_cut_on_a_phone(tab, book, pages):
-    problems = []
-    for path, parsed in pages.items():
-        visit(tab, path)
-        wrong = list(tab.problems)
-        wrong += [f"request to {url}" for url in tab.left]
-        wrong += [] if tab.locator("h1").count() else ["no title"]
-        if parsed.select(".math"):
-            drawn, broken = tab.locator("mjx-container").count(), tab.locator("mjx-merror").count()
-            wrong += (
-                [] if drawn >= len(parsed.select(".math")) and not broken else [f"math: {drawn} drawn, {broken} bad"]
-            )
-        settle(tab, 1440)
-        wrong += tab.evaluate(SIDEWAYS)
-        settle(tab, 390)
-        width = tab.evaluate("document.documentElement.scrollWidth")
-        wrong += [] if width <= 390 else [f"{width} px wide on a phone of 390"]
-        wrong += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
-        settle(tab, 1280)
-        problems += [f"{name(path, book)}: {w}" for w in wrong]
-        tab.problems.clear()
-        tab.left.clear()
-    assert not problems, "\n".join(problems)
+def test_pages_load_quietly_from_disk_with_math(seen):
+    assert not seen["loading"], "\n".join(seen["loading"])
+
+
+def test_no_code_scrolls_sideways_and_nothing_is_cut_on_a_phone(seen):
+    assert not seen["width"], "\n".join(seen["width"])
+
+
+def test_axe_finds_nothing_on_any_page_in_light_or_dark(seen):
+    assert not seen["axe"], "\n".join(seen["axe"])
+
+
+def test_figures_follow_the_theme(pages, seen):
+    assert any(page.select("figure.repro-figure") for page in pages.values()), "no page of this book has a figure"
+    assert not seen["figures"], "\n".join(seen["figures"])
 
 
 def test_nothing_is_loaded_from_another_host(book, pages):
@@ -182,35 +249,6 @@ def test_what_is_too_wide_for_a_phone_stacks_or_scrolls_with_a_hint(tab, fixture
     assert not tab.locator("#deviations .math.scrolls").count()
 
 
-# Every token of code is an element. One of each kind is enough for its colour, and a page has thousands.
-FEWER = """() => {
-  const kinds = new Set();
-  for (const token of document.querySelectorAll("div.highlight span[class]")) {
-    if (kinds.has(token.className)) token.replaceWith(...token.childNodes);
-    kinds.add(token.className);
-  }
-  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
-}"""
-AXE = """async ([mode, options]) => {
-  document.documentElement.dataset.theme = mode;
-  const found = await axe.run(document, { resultTypes: ["violations"], ...options });
-  return found.violations.filter((one) => one.impact !== "minor").map((one) =>
-    `${mode}: ${one.id} (${one.impact}), ${one.nodes.length} times: ${one.nodes[0].html.slice(0, 200)}`);
-}"""
-EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
-
-
-def test_axe_finds_nothing_on_any_page_in_light_or_dark(tab, book, pages):
-    problems = []
-    for path in pages:
-        visit(tab, path)
-        tab.evaluate(FEWER)
-        tab.evaluate(AXE_SCRIPT)
-        for mode, options in (("light", EVERY_RULE), ("dark", {"runOnly": ["color-contrast"]})):
-            problems += [f"{name(path, book)}, {said}" for said in tab.evaluate(AXE, [mode, options])]
-    assert not problems, "\n".join(problems)
-
-
 def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     cell = tab.locator(".cell.tag_hide-input")
@@ -249,28 +287,6 @@ def theme(tab, mode):
     tab.evaluate(f"localStorage.setItem('mode', '{mode}'); localStorage.setItem('theme', '{mode}')")
     tab.reload()
     assert tab.evaluate("document.documentElement.dataset.theme") == mode
-
-
-def brightness(tab, script):
-    red, green, blue = map(float, re.findall(r"[\d.]+", tab.evaluate(script))[:3])
-    return (red + green + blue) / 3
-
-
-def test_figures_follow_the_theme(tab, book, pages):
-    with_figures = [path for path, page in pages.items() if page.select("figure.repro-figure")]
-    assert with_figures, "no page of this book has a figure"
-    for path in with_figures:
-        visit(tab, path)
-        for mode, other in (("light", "dark"), ("dark", "light")):
-            theme(tab, mode)
-            seen = "e => e.filter(i => getComputedStyle(i).display != 'none' && i.complete && i.naturalWidth).length"
-            figures = tab.locator("figure.repro-figure").count()
-            assert tab.locator(f".repro-figure img.only-{mode}").evaluate_all(seen) == figures, name(path, book)
-            assert tab.locator(f".repro-figure img.only-{other}").evaluate_all(seen) == 0, name(path, book)
-            page = brightness(tab, "getComputedStyle(document.body).backgroundColor")
-            assert (page > 200) == (mode == "light")
-            box = "getComputedStyle(document.querySelector('.repro-figure').closest('.output')).backgroundColor"
-            assert tab.evaluate(box) == "rgba(0, 0, 0, 0)", "a box of another colour around a figure"
 
 
 def test_the_theme_button_switches(tab, book):
