@@ -16,6 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +25,12 @@ from typing import Annotated, Any
 import typer
 
 from helpers.engine import cells
-from helpers.engine.cards import card, failure_notice, other_pages, overview
-from helpers.engine.contents import documents, join_bibliographies, table_of_contents
+from helpers.engine.cards import card, failure_notice, introduction, other_pages, overview
+from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
 from helpers.engine.pages import Chapter, Page, find_chapters
+from helpers.engine.previews import write_previews
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
+from helpers.engine.shown import with_captions, with_folded_code
 from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml
 from helpers.record import variant
@@ -74,6 +78,7 @@ def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool =
         faults = stage(Path(work) / "stage", chapters, root)
         print(f"rendering {len(pages)} notebook(s) ...", flush=True)
         html, complaints = render(Path(work), verbose)
+        write_previews(html)
         for page in pages:  # the download button gives the notebook as committed, ready to run
             if page.run.source:
                 _write_json(html / "_sources" / f"{page.docname}.ipynb", page.run.source)
@@ -128,10 +133,14 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     references, faults = join_bibliographies([root / "book" / "references.bib", *filter(Path.exists, own)])
     (folder / "book" / "references.bib").write_text(references, encoding="utf-8")
     _stage_extra(folder / "_extra", config["title"], contents["root"])
+    terms = read_terms((root / "book" / "glossary.md").read_text(encoding="utf-8"))
+    titles: dict[str, str] = {}
     for chapter in chapters:
-        faults += chapter.faults
+        later = [paper for paper in chapter.guide.after if paper not in titles]
+        faults += chapter.faults + [f"{chapter.paper}/guide.yaml: after: no chapter '{p}' before it" for p in later]
         for page in chapter.pages:
-            faults += _stage_page(folder, page, chapter, config)
+            faults += _stage_page(folder, page, chapter, config, partial(introduction, terms=terms, titles=titles))
+        titles[chapter.paper] = chapter.main.title
     for path, change in ((contents["root"], chapter_list), ("book/scoreboard", fill)):
         text = (folder / f"{path}.md").read_text(encoding="utf-8")
         (folder / f"{path}.md").write_text(change(text, chapters), encoding="utf-8")
@@ -140,7 +149,9 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     return faults
 
 
-def _stage_page(folder: Path, page: Page, chapter: Chapter, config: dict[str, Any]) -> list[str]:
+def _stage_page(
+    folder: Path, page: Page, chapter: Chapter, config: dict[str, Any], introduce: Callable[..., str]
+) -> list[str]:
     """Stage one notebook with its records; return what is wrong with it beyond its run."""
     extra, links, faults = folder / "_extra", _links(page, config), []
     for record in [*page.records.values(), *([page.run.record] if page.run.record else [])]:
@@ -155,12 +166,16 @@ def _stage_page(folder: Path, page: Page, chapter: Chapter, config: dict[str, An
             faults.append(f"{page.paper}/{page.name}.ipynb: {cut} over-long output(s) cut")
             _write_json(extra / "executed" / page.paper / f"{page.name}.ipynb", shown)
             links["Download executed notebook"] = f"../../executed/{page.paper}/{page.name}.ipynb"
-        html = card(page, chapter, links)
+        notebook, images = with_captions(notebook, extra / "figures" / page.paper, f"../../figures/{page.paper}")
+        if page.main and chapter.guide.figure not in (None, *images):
+            faults.append(f"{page.paper}/guide.yaml: figure: there is no '{chapter.guide.figure}' on the main page")
+        html = card(page, chapter, links, introduce(chapter.guide, images) if page.main else "")
         notebook = cells.with_html(notebook, cells.CLAIMS, overview(page, chapter))
     else:
         notebook = cells.without_results(notebook, (page.run.details.get("last_cell") or {}).get("id"))
         html = failure_notice(page) + other_pages(page, chapter)
-    _write_json(folder / f"{page.docname}.ipynb", cells.with_html(notebook, cells.CARD, html))
+    notebook = cells.with_html(with_folded_code(notebook), cells.CARD, html)
+    _write_json(folder / f"{page.docname}.ipynb", notebook)
     return faults
 
 

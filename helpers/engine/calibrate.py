@@ -84,7 +84,7 @@ def _run_seed(notebook: Path, seed: int, out: Path, running: set[subprocess.Pope
 def _newer_than_inputs(record: Path, notebook: Path) -> bool:
     """Whether notebook, YAML files and the package are older than a record; False where there is none."""
     inputs = [notebook, *notebook.parent.glob("*.yaml"), *PACKAGE.glob("*.py")]
-    changed = max(path.stat().st_mtime for path in inputs if not path.name.endswith("expected.yaml"))
+    changed = max(path.stat().st_mtime for path in inputs if not path.name.endswith(("expected.yaml", "guide.yaml")))
     return record.is_file() and record.stat().st_mtime > changed
 
 

@@ -3,13 +3,15 @@
 It stands raw in a Markdown cell, so it must be one block: no line break, every text escaped.
 """
 
+from collections.abc import Collection, Mapping
 from html import escape
 from math import inf, isfinite
 
 from helpers.claims import Claim, chip, format_number
 from helpers.engine.cells import reading_minutes
+from helpers.engine.contents import anchor
 from helpers.engine.judge import STATUS
-from helpers.engine.pages import Chapter, Page
+from helpers.engine.pages import Chapter, Guide, Page
 from helpers.engine.tally import Tally, counted
 from helpers.html import table, text
 
@@ -20,10 +22,17 @@ LEGEND = (
 )
 
 
-def card(page: Page, chapter: Chapter, links: dict[str, str]) -> str:
-    """Return the card of a page: headlines, reading time, how the claims fared at each size, other pages, buttons."""
+def card(page: Page, chapter: Chapter, links: dict[str, str], beforehand: str = "") -> str:
+    """Return the card of a page: headlines, reading time, how the claims fared at each size, other pages, buttons.
+
+    Args:
+        page: of `chapter`.
+        chapter: whose claims and other pages are told.
+        links: address of every button by its words.
+        beforehand: HTML that follows the headlines, as `introduction` makes it.
+    """
     claims = chapter.claims_of(page)
-    lines = [findings(chapter, chapter.claims if page.main else claims, headlines=True)]
+    lines = [findings(chapter, chapter.claims if page.main else claims, headlines=True), beforehand]
     minutes = reading_minutes(page.run.executed or {"cells": []})
     lines.append(_paragraph("card-reading", f"Reading time: {counted(minutes, 'minute')}, without the code."))
     trial = page.run.record.changed if page.run.record else {}
@@ -42,6 +51,31 @@ def card(page: Page, chapter: Chapter, links: dict[str, str]) -> str:
     lines.append(other_pages(page, chapter))
     lines.append(_paragraph("card-buttons", "".join(_button(name, href) for name, href in links.items())))
     return f'<div class="chapter-card">{"".join(lines)}</div>'
+
+
+def introduction(guide: Guide, images: Mapping[str, str], terms: Collection[str], titles: Mapping[str, str]) -> str:
+    """Return the figure that sums a chapter up, what one should know before, and which chapters help first.
+
+    Args:
+        guide: of the chapter.
+        images: HTML of every figure's images by the figure's name.
+        terms: of the glossary.
+        titles: of the chapters by paper.
+    """
+    lines = []
+    if guide.figure in images:
+        lines.append(f'<a class="card-figure" href="#figure-{text(guide.figure)}">{images[guide.figure]}</a>')
+    if guide.before:
+        known = {term.lower(): term for term in terms}
+        links = [
+            _link(f"../../book/glossary.html#{anchor(known[one.lower()])}", one) if one.lower() in known else text(one)
+            for one in guide.before
+        ]
+        lines.append(_paragraph("card-before", f"Know before: {', '.join(links)}."))
+    if guide.after:
+        links = [_link(f"../{paper}/{paper}.html", titles[paper]) for paper in guide.after if paper in titles]
+        lines.append(_paragraph("card-before", f"Easier after: {'; '.join(links)}."))
+    return "".join(lines)
 
 
 def overview(page: Page, chapter: Chapter) -> str:
@@ -133,6 +167,10 @@ def failure_notice(page: Page) -> str:
         f"<p>{STATUS[status].capitalize()}. The page shows no results. Text and code follow, without outputs.</p>"
         f"{f'<pre>{message}</pre>' if message else ''}{table([], rows, 'run-card', scroll=False) if rows else ''}</div>"
     )
+
+
+def _link(href: str, words: str) -> str:
+    return f'<a href="{text(href)}">{text(words)}</a>'
 
 
 def _button(name: str, href: str) -> str:

@@ -1,4 +1,4 @@
-"""What the book is made of beside its pages: the table of contents and the list of references."""
+"""What the book is made of beside its pages: the table of contents, the glossary's terms and the list of references."""
 
 import re
 from collections.abc import Iterable
@@ -46,6 +46,16 @@ def documents(contents: Entry) -> list[str]:
     for key in ("parts", "chapters", "sections"):
         names += [name for entry in contents.get(key, []) for name in documents(entry)]
     return names
+
+
+def read_terms(glossary: str) -> list[str]:
+    """Return the terms of a glossary's source text."""
+    return re.findall(r"(?m)^(\S.*)(?=\n(?:\S.*\n)*  \S)", glossary.partition("{glossary}\n")[2])
+
+
+def anchor(term: str) -> str:
+    """Return the anchor of a term on the glossary's page, as Sphinx makes it."""
+    return "term-" + re.sub(r"[^A-Za-z0-9]+", "-", term).strip("-")
 
 
 def join_bibliographies(paths: Iterable[Path]) -> tuple[str, list[str]]:

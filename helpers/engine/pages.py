@@ -6,13 +6,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from helpers.claims import Claim, load_claims
 from helpers.engine.cells import find_title
 from helpers.engine.judge import Judgement, chapters_of, judge
 from helpers.engine.tally import NOT_TESTABLE
-from helpers.paths import notebooks_of
-from helpers.record import PRESETS, Outcome, Record, RecordError
+from helpers.paths import notebooks_of, read_yaml
+from helpers.record import PRESETS, Outcome, Record, RecordError, first_fault
 from helpers.verify import Expected, load_expected
+
+
+class Guide(BaseModel):
+    """What a reader is told of a chapter beforehand, as written in `guide.yaml`.
+
+    Attributes:
+        before: what one should know; a term of the glossary becomes a link to it.
+        after: papers whose chapters prepare for this one; they stand earlier in the book.
+        figure: name of the main notebook's figure that sums it up.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    before: list[str] = []
+    after: list[str] = []
+    figure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,14 @@ class Chapter:
         pages: the main notebook's page first.
         claims: all claims by id; empty when `claims.yaml` cannot be read.
         faults: one line for every file of the chapter that cannot be used.
+        guide: what a reader is told beforehand; empty when there is no `guide.yaml`, or it cannot be read.
     """
 
     paper: str
     pages: list[Page]
     claims: dict[str, Claim]
     faults: list[str]
+    guide: Guide
 
     @property
     def main(self) -> Page:
@@ -167,7 +187,16 @@ def load_chapter(folder: Path, runs: Path, results: Path) -> Chapter:
     for name, claim in claims.items():
         if (claim.notebook or folder.name) not in names:
             faults.append(f"{folder.name}/claims.yaml: claim {name}: no notebook '{claim.notebook or folder.name}'")
-    return Chapter(folder.name, pages, claims, faults)
+    return Chapter(folder.name, pages, claims, faults, _load_guide(folder / "guide.yaml", faults))
+
+
+def _load_guide(path: Path, faults: list[str]) -> Guide:
+    try:
+        return Guide.model_validate(read_yaml(path) if path.exists() else {})
+    except (ValueError, OSError) as error:
+        said = f"{path.name}: {first_fault(error)}" if isinstance(error, ValidationError) else error
+        faults.append(f"{path.parent.name}/{said}")
+        return Guide()
 
 
 def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:

@@ -29,14 +29,16 @@ def fill(template: str, chapters: list[Chapter]) -> str:
 
 
 def chapter_list(template: str, chapters: list[Chapter]) -> str:
-    """Return the preface with a list of the chapters and how their claims fared in the runs that the pages show."""
-    lines = []
+    """Return the preface with the chapters in order, what to know before each, and how its claims fared on its page."""
+    lines, titles = [], {chapter.paper: chapter.main.title for chapter in chapters}
     for chapter in chapters:
         said = [Tally.of(chapter.claims, chapter.shown()).sentence() if chapter.claims else chapter.faults[0]]
         said = said if any(page.run.shown for page in chapter.pages) else []
         said += [_state(page) for page in chapter.pages if page.run.status != "ok"]
+        before = [*chapter.guide.before, *(titles[paper] for paper in chapter.guide.after if paper in titles)]
+        said += [f"Know before: {'; '.join(before)}."] if before else []
         lines.append(
-            f"- [{as_markdown(chapter.main.title)}](../{chapter.main.docname}.ipynb). {as_markdown(' '.join(said))}"
+            f"1. [{as_markdown(chapter.main.title)}](../{chapter.main.docname}.ipynb). {as_markdown(' '.join(said))}"
         )
     return template.replace("<!-- chapters -->", "\n".join(lines) or "There are no chapters yet.")
 

@@ -180,6 +180,8 @@ def write_fixture(folder: Path, name: str) -> SimpleNamespace:
     (root / "notebooks" / "good_coin" / "claims.yaml").write_text(yaml.safe_dump([*CLAIMS, STUDY_CLAIM]))
     (root / "notebooks" / "good_coin" / "expected.yaml").write_text(yaml.safe_dump(expected("good_coin")))
     write_json(root / "results" / "public" / "good_coin" / "good_coin.json", record("good_coin", "public"))
+    guide = {"before": ["bootstrap", "coins <of any kind>"], "figure": "coins"}
+    (root / "notebooks" / "good_coin" / "guide.yaml").write_text(yaml.safe_dump(guide))
     title = cell("markdown", "title", "# A second throw\n\nOf the same coin.\n\n<!-- card -->\n")
     study = notebook([title, cell("code", "throw", "p = 0.6", [html_output("<p>0.6</p>")])])
     write_json(root / "notebooks" / "good_coin" / f"{STUDY}.ipynb", study)
@@ -187,6 +189,7 @@ def write_fixture(folder: Path, name: str) -> SimpleNamespace:
     write_json(runs / "good_coin" / f"{STUDY}.json", record("good_coin", "reduced", STUDY))
     bib = "@misc{coin, title={Coins}, author={Nobody, A.}, year={2020}}\n"
     write_chapter(root, runs, "killed_coin")  # looks complete after SIGKILL, and has the record of an older run
+    (root / "notebooks" / "killed_coin" / "guide.yaml").write_text(yaml.safe_dump({"after": ["good_coin"]}))
     for paper in ("good_coin", "killed_coin"):  # shared entries are joined
         (root / "notebooks" / paper / "references.bib").write_text(bib)
     status = {

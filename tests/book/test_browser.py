@@ -249,6 +249,25 @@ def test_what_is_too_wide_for_a_phone_stacks_or_scrolls_with_a_hint(tab, fixture
     assert not tab.locator("#deviations .math.scrolls").count()
 
 
+@pytest.mark.parametrize(
+    ("anchor", "said"),
+    [("term-verdict", "rule says about a run: reproduced"), ("equation-", "Var"), ("bibliography.html#", "Efron")],
+)
+def test_a_link_shows_what_it_leads_to_by_mouse_and_by_keyboard(tab, fixture_book, anchor, said):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    box, link = tab.locator(".popover.preview"), tab.locator(f".bd-article p a[href*='{anchor}']").first
+    link.hover()
+    box.wait_for()
+    assert said in box.inner_text() and box.get_attribute("id") == link.get_attribute("aria-describedby")
+    tab.mouse.move(0, 0)
+    box.wait_for(state="detached")
+    link.focus()
+    box.wait_for()
+    tab.keyboard.press("Escape")
+    box.wait_for(state="detached")
+    assert not tab.problems
+
+
 def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     cell = tab.locator(".cell.tag_hide-input")

@@ -7,12 +7,15 @@ import shutil
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from docutils.nodes import Text
 
 from helpers.claims import Claim
 from helpers.engine.cards import failure_notice, picture
 from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
 from helpers.engine.pages import load_chapter
+from helpers.engine.shown import first_sentence, with_folded_code
 from helpers.engine.tally import Tally
+from helpers.engine.terms import link_terms
 from helpers.record import Outcome
 
 
@@ -180,6 +183,105 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     downloaded = fixture_book / "_sources" / "notebooks" / "good_coin" / "good_coin.ipynb"
     source = fixture_checkout.root / "notebooks" / "good_coin" / "good_coin.ipynb"
     assert json.loads(downloaded.read_text()) == json.loads(source.read_text())
+
+
+def test_a_card_shows_the_figure_that_sums_up_and_what_to_know_before(fixture_book):
+    page = page_of(fixture_book, "good_coin")
+    said = page.select_one(".chapter-card .card-before")
+    assert said.get_text() == "Know before: bootstrap, coins <of any kind>."
+    assert said.a["href"] == "../../book/glossary.html#term-bootstrap" and len(said.select("a")) == 1
+    figure = page.select_one(".chapter-card a.card-figure")
+    assert (
+        figure["href"] == "#figure-coins"
+        and [one["alt"] for one in figure.select("img")] == ["a bar at 0.7 for heads"] * 2
+    )
+    home = BeautifulSoup((fixture_book / "book" / "index.html").read_text(), "html.parser").select(
+        "#the-chapters ol li"
+    )
+    assert [item.get_text().rpartition("Know before: ")[2] for item in home[:2]] == [
+        "bootstrap; coins <of any kind>.",
+        "Coins {{ that }} are biased.",
+    ]
+
+
+def test_a_guide_is_checked(run, tmp_path):
+    folder = tmp_path / "good_coin"
+    shutil.copytree(run[0], folder)
+    (folder / "guide.yaml").write_text("before: [bootstrap]\nlevel: hard\n")
+    chapter = load_chapter(folder, *run[1:])
+    assert chapter.faults == ["good_coin/guide.yaml: level: Extra inputs are not permitted"]
+    assert chapter.guide.before == [] and chapter.main.run.shown
+
+
+def test_a_figure_has_a_number_a_caption_and_files_of_its_own(fixture_book):
+    page = page_of(fixture_book, "good_coin")
+    figure = page.select_one("figure.repro-figure")
+    assert figure.figcaption.get_text() == "Figure 1. a bar at 0.7 for heads. data (CSV)"
+    folder = fixture_book / "notebooks" / "good_coin"
+    assert [(folder / image["src"]).read_bytes()[:4] for image in figure.select("img")] == [b"\x89PNG"] * 2
+    assert not page.select("img[src^='data:']")
+
+
+def test_a_term_is_linked_at_its_first_use_in_a_chapter(fixture_book):
+    page = page_of(fixture_book, "good_coin")
+    linked = page.select("a[href*='glossary.html#term-'] .std-term")
+    assert [one.get_text() for one in linked] == ["record", "verdict", "interval"]  # the first by hand
+    assert not page.select("h1 .std-term, h2 .std-term, .cell .std-term")
+
+
+@pytest.mark.parametrize(
+    ("said", "linked"),
+    [
+        ("two claims of a claim", ["claims"]),
+        ("Claim: a preclaim", ["Claim"]),
+        ("top-p sampling, not top-p sampling-free", ["top-p sampling"]),
+        ("no such word", []),
+    ],
+)
+def test_what_counts_as_a_use_of_a_term(said, linked):
+    pieces = link_terms(said, {"claim": "claim", "top-p sampling": "top-p sampling"})
+    assert [one.astext() for one in pieces if not isinstance(one, Text)] == linked
+    assert "".join(one.astext() for one in pieces) == said
+
+
+@pytest.mark.parametrize(
+    ("source", "folded"),
+    [
+        ("import a\nfrom b import c", True),
+        ("import a\nimport b\nb.set_verbosity(1)", True),
+        ("run.metric('m', value)", True),
+        ("for k in range(3):\n    run.claim(k, value)", True),
+        ("run.figure(draw, 'f')\nassert value > 0", False),
+        ("path.write_text('x')", True),
+        ("value = method(3)\nrun.metric('m', value)", False),
+        ("def method(n):\n    return n", False),
+        ("", False),
+        ("%matplotlib inline", False),
+    ],
+)
+def test_code_beside_the_method_is_folded(source, folded):
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": "## The method"},
+        {"cell_type": "code", "metadata": {"tags": ["mine"]}, "source": source},
+        {"cell_type": "markdown", "metadata": {}, "source": "## The data"},
+        {"cell_type": "code", "metadata": {}, "source": source},
+        {"cell_type": "code", "metadata": {"tags": ["hide-cell"]}, "source": source},
+    ]
+    shown = [cell["metadata"].get("tags") for cell in with_folded_code({"cells": cells})["cells"]]
+    assert shown == [None, ["mine", "hide-input"] if folded else ["mine"], None, ["hide-input"], ["hide-cell"]]
+    assert cells[3]["metadata"] == {}  # the run's own notebook is not changed
+
+
+@pytest.mark.parametrize(
+    ("said", "first"),
+    [
+        ("Bars by network. Longer: 3.5 of 4.", "Bars by network."),
+        ("Gain at 0.5 and 1.5 of all", "Gain at 0.5 and 1.5 of all."),
+        ("Percent longer: chat: 18; code: 3", "Percent longer: chat: 18; code: 3."),
+    ],
+)
+def test_a_caption_is_the_first_sentence(said, first):
+    assert first_sentence(said) == first
 
 
 def test_the_section_on_claims_starts_with_a_picture_of_each(fixture_book):

@@ -1,0 +1,111 @@
+"""What the book changes in how a notebook looks: code beside the method is folded, figures get their captions."""
+
+import ast
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+from helpers.engine.judge import Notebook, source_of
+from helpers.html import text
+
+FIGURE = re.compile(
+    r'(<figure class="repro-figure" id="figure-([^"]+)">)(.*?)(<a class="figure-data".*?</a>)?</figure>', re.DOTALL
+)
+EMBEDDED = re.compile(r'src="data:image/png;base64,([^"]+)"')
+ALT = re.compile(r'alt="([^"]*)"')
+BESIDE = {"The data", "Claims", "Run card"}  # sections whose code is not the method
+FILES = {"write_text", "write_bytes", "savez", "savez_compressed", "save_file", "rmtree"}
+NOTES = {"metric", "claim", "figure"}  # methods of a run that note a number; what was computed stands above them
+
+
+def with_folded_code(notebook: Notebook) -> Notebook:
+    """Return the notebook with the tag `hide-input` on code beside the method, such as imports and stored files."""
+    cells, section = [], ""
+    for cell in notebook["cells"]:
+        source = source_of(cell)
+        if cell["cell_type"] == "markdown":
+            section = ([section, *re.findall(r"(?m)^## +(.*?)[ \t]*$", source)])[-1]
+        elif cell["cell_type"] == "code" and (section in BESIDE or is_apparatus(source)):
+            cell = _folded(cell)
+        cells.append(cell)
+    return notebook | {"cells": cells}
+
+
+def _folded(cell: dict) -> dict:
+    tags = cell["metadata"].get("tags", [])
+    if any(tag.startswith(("hide-", "remove-", "parameters", "injected-")) for tag in tags):
+        return cell
+    return cell | {"metadata": cell["metadata"] | {"tags": [*tags, "hide-input"]}}
+
+
+def is_apparatus(source: str) -> bool:
+    """Return whether code imports, keeps files or notes numbers, and does nothing else that a reader looks for."""
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError:  # a line for IPython
+        return False
+    nodes = [node for one in statements for node in ast.walk(one)]
+    if any(isinstance(node, ast.Assert) for node in nodes):
+        return False  # a check belongs to the method
+    imports = [one for one in statements if isinstance(one, ast.Import | ast.ImportFrom)]
+    files = any(isinstance(node, ast.Attribute) and node.attr in FILES for node in nodes)
+    return files or 2 * len(imports) > len(statements) or (bool(statements) and all(map(_notes, statements)))
+
+
+def _notes(statement: ast.stmt) -> bool:
+    """Whether a statement notes numbers and does nothing else; a loop does when all of its statements do."""
+    if isinstance(statement, ast.For):
+        return all(map(_notes, statement.body))
+    call = getattr(statement, "value", None)
+    return isinstance(statement, ast.Expr) and getattr(getattr(call, "func", None), "attr", "") in NOTES
+
+
+def with_captions(notebook: Notebook, folder: Path, address: str) -> tuple[Notebook, dict[str, str]]:
+    """Give every figure a number and a caption, and its images files of their own, which pages can share.
+
+    Args:
+        notebook: an executed notebook; it is not changed.
+        folder: where the images are put.
+        address: of that folder, from the page.
+
+    Returns:
+        The notebook, and the HTML of every figure's images by the figure's name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    images: dict[str, str] = {}
+
+    def stored(found: re.Match[str]) -> str:
+        content = base64.b64decode(found[1])
+        name = f"{hashlib.sha256(content).hexdigest()[:16]}.png"
+        (folder / name).write_bytes(content)
+        return f'src="{address}/{name}"'
+
+    def captioned(found: re.Match[str]) -> str:
+        start, name, body, link = found.groups("")
+        images[name] = EMBEDDED.sub(stored, body)
+        said = first_sentence(unescape(ALT.search(body)[1])) if ALT.search(body) else ""
+        return (
+            f"{start}{images[name]}<figcaption><b>Figure {len(images)}.</b> {text(said)} {link}</figcaption></figure>"
+        )
+
+    cells = list(notebook["cells"])
+    for index, output, html in _html_outputs(notebook):
+        changed = output | {"data": output["data"] | {"text/html": FIGURE.sub(captioned, html)}}
+        outputs = [changed if one is output else one for one in cells[index]["outputs"]]
+        cells[index] = cells[index] | {"outputs": outputs}
+    return notebook | {"cells": cells}, images
+
+
+def first_sentence(said: str) -> str:
+    """Return a text up to the end of its first sentence, with a full stop."""
+    return re.split(r"(?<=[a-z)%])\. (?=[A-Z0-9])", said, maxsplit=1)[0].rstrip(".") + "."
+
+
+def _html_outputs(notebook: Notebook) -> Iterator[tuple[int, dict, str]]:
+    for index, cell in enumerate(notebook["cells"]):
+        for output in cell.get("outputs", []):
+            if "repro-figure" in (html := "".join(output.get("data", {}).get("text/html", ""))):
+                yield index, output, html
