@@ -104,6 +104,7 @@ def chapter(paper: str) -> tuple[dict, dict]:
         cell("markdown", "deviations", WIDE_TEXT.replace("PAPER", paper)),
         cell("code", "wide", WIDE_CODE, [html_output(WIDE_FRAME.format(*WIDE_NUMBERS))]),
         cell("code", "answer", "1 - p", tags=["hide-cell"]),
+        cell("code", "imports", "from helpers import Run\nfrom helpers.stats import bootstrap"),
     ]
     return notebook([c | {"outputs": [], "execution_count": None} if "outputs" in c else c for c in cells]), notebook(
         cells

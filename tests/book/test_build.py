@@ -284,6 +284,17 @@ def test_a_caption_is_the_first_sentence(said, first):
     assert first_sentence(said) == first
 
 
+def test_the_page_on_the_package_has_every_public_name_and_who_uses_it(fixture_book):
+    page = BeautifulSoup((fixture_book / "book" / "api.html").read_text(), "html.parser")
+    entries = {one["id"]: one.find_next_sibling("dd") for one in page.select("dl.py > dt[id]")}
+    assert {"helpers.run.Run.metric", "helpers.stats.bootstrap", "helpers.figures.forest"} <= entries.keys()
+    assert not [name for name in entries if name.rpartition(".")[2].startswith("_")]
+    used = {name: [link["href"] for link in said.select("a[href*=notebooks]")] for name, said in entries.items()}
+    assert "../notebooks/good_coin/good_coin.html" in used["helpers.stats.bootstrap"]
+    assert "../notebooks/new_coin/new_coin.html" in used["helpers.run.Run"] and not used["helpers.figures.forest"]
+    assert "Parameters:" in entries["helpers.stats.bootstrap"].get_text()
+
+
 def test_the_section_on_claims_starts_with_a_picture_of_each(fixture_book):
     page = page_of(fixture_book, "good_coin")
     overview = page.select_one("section#claims > h2").find_next_sibling()
