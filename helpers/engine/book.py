@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 
 from helpers.engine import cells
-from helpers.engine.cards import card, failure_notice, other_pages
+from helpers.engine.cards import card, failure_notice, other_pages, overview
 from helpers.engine.contents import documents, join_bibliographies, table_of_contents
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
@@ -156,10 +156,11 @@ def _stage_page(folder: Path, page: Page, chapter: Chapter, config: dict[str, An
             _write_json(extra / "executed" / page.paper / f"{page.name}.ipynb", shown)
             links["Download executed notebook"] = f"../../executed/{page.paper}/{page.name}.ipynb"
         html = card(page, chapter, links)
+        notebook = cells.with_html(notebook, cells.CLAIMS, overview(page, chapter))
     else:
         notebook = cells.without_results(notebook, (page.run.details.get("last_cell") or {}).get("id"))
         html = failure_notice(page) + other_pages(page, chapter)
-    _write_json(folder / f"{page.docname}.ipynb", cells.with_card(notebook, html))
+    _write_json(folder / f"{page.docname}.ipynb", cells.with_html(notebook, cells.CARD, html))
     return faults
 
 

@@ -1,24 +1,31 @@
-"""HTML that the build puts into pages: the card of a page, the notice of a failed run.
+"""HTML that the build puts into pages: the card of a page, a picture of its claims, the notice of a failed run.
 
 It stands raw in a Markdown cell, so it must be one block: no line break, every text escaped.
 """
 
 from html import escape
+from math import inf, isfinite
 
 from helpers.claims import Claim, chip, format_number
+from helpers.engine.cells import reading_minutes
 from helpers.engine.judge import STATUS
 from helpers.engine.pages import Chapter, Page
-from helpers.engine.tally import Tally
+from helpers.engine.tally import Tally, counted
 from helpers.html import table, text
-from helpers.record import Outcome
 
 LONGEST_MESSAGE = 3000  # characters
+LEGEND = (
+    "Bar: the interval. Dot: the estimate. Shaded: where the claim counts as reproduced. Each picture has a scale of "
+    "its own and shows the largest run that tested the claim; the table below has every run."
+)
 
 
 def card(page: Page, chapter: Chapter, links: dict[str, str]) -> str:
-    """Return the card of a page: headlines, how the claims fared at each size, the chapter's other pages, buttons."""
-    claims = {name: claim for name, claim in chapter.claims.items() if chapter.page_of(claim) is page}
-    lines = [headlines(chapter)] if page.main else []
+    """Return the card of a page: headlines, reading time, how the claims fared at each size, other pages, buttons."""
+    claims = chapter.claims_of(page)
+    lines = [findings(chapter, chapter.claims if page.main else claims, headlines=True)]
+    minutes = reading_minutes(page.run.executed or {"cells": []})
+    lines.append(_paragraph("card-reading", f"Reading time: {counted(minutes, 'minute')}, without the code."))
     trial = page.run.record.changed if page.run.record else {}
     if trial:
         said = "; ".join(f"{name} = {value}" for name, value in trial.items())
@@ -37,45 +44,54 @@ def card(page: Page, chapter: Chapter, links: dict[str, str]) -> str:
     return f'<div class="chapter-card">{"".join(lines)}</div>'
 
 
-def headlines(chapter: Chapter) -> str:
-    """Return the headline claims in plain words with verdict and interval from the largest run that tested them."""
+def overview(page: Page, chapter: Chapter) -> str:
+    """Return what was found on every claim of a page, for the top of its section on claims."""
+    found = findings(chapter, chapter.claims_of(page))
+    return f'<div class="claims-overview">{_paragraph("legend", LEGEND)}{found}</div>' if found else ""
+
+
+def findings(chapter: Chapter, claims: dict[str, Claim], headlines: bool = False) -> str:
+    """Return what the largest run found that tested each claim; of `headlines` alone, in their plain words."""
     items = []
-    for name, claim in chapter.claims.items():
-        if claim.headline and (best := chapter.best(name)):
-            preset, outcome = best
-            page = chapter.page_of(claim)
-            seeds = page.stability(name, preset) if page else ""
-            marks = [f"same with {seeds}" if seeds else "", claim.evidence, "ours" if claim.ours else ""]
-            notes = ", ".join([preset, *(mark for mark in marks if mark not in ("", "measured"))])
-            numbers = _interval(claim, outcome) if outcome.low is not None else text(outcome.reason or "")
-            said = f'<span class="headline">{text(claim.headline)}</span> {chip(outcome.verdict)}'
-            items.append(f"<li>{said}<br><small>{numbers} ({text(notes)})</small></li>")
-    return f'<ul class="card-headlines">{"".join(items)}</ul>' if items else ""
+    for claim in claims.values():
+        page, best = chapter.page_of(claim), chapter.best(claim.id)
+        if page is None or best is None or (headlines and not claim.headline):
+            continue
+        preset, outcome = best
+        seeds = page.stability(claim.id, preset)
+        marks = [f"same with {seeds}" if seeds else "", claim.evidence, "ours" if claim.ours else ""]
+        notes = ", ".join([preset, *(mark for mark in marks if mark not in ("", "measured"))])
+        drawn, numbers = "", outcome.reason or ""
+        if outcome.value is not None and outcome.low is not None and outcome.high is not None:
+            drawn = picture(claim, outcome.value, outcome.low, outcome.high)
+            value, low, high = map(format_number, (outcome.value, outcome.low, outcome.high))
+            numbers = f"{value} [{low}, {high}] {claim.unit}".strip() + f"; rule: {claim.rule()}"
+        words = f"<strong>{text(claim.headline if headlines else claim.id)}</strong>"
+        words += "" if headlines else f" {text(claim.statement)}"
+        said = f"{words} {chip(outcome.verdict)}<br><small>{text(numbers)} ({text(notes)})</small>"
+        items.append(f"<li>{drawn}<div>{said}</div></li>")
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def _interval(claim: Claim, outcome: Outcome) -> str:
-    """The numbers, and a small picture: the interval against the side on which the claim is reproduced."""
-    value, low, high = (number or 0.0 for number in (outcome.value, outcome.low, outcome.high))
+def picture(claim: Claim, value: float, low: float, high: float) -> str:
+    """Return a small picture: the interval against the side on which the claim is reproduced."""
     margin = claim.margin or 0.0
-    goal = {"less": (None, claim.threshold), "greater": (claim.threshold, None)}.get(
-        claim.direction, (claim.threshold - margin, claim.threshold + margin)
-    )
-    ends = [low, high, *(end for end in goal if end is not None)]
-    width = (max(ends) - min(ends)) or 1.0
+    sides = {"less": (-inf, claim.threshold), "greater": (claim.threshold, inf)}
+    goal = sides.get(claim.direction, (claim.threshold - margin, claim.threshold + margin))
+    edges = [end for end in goal if isfinite(end)]
+    ends = [value, low, high, *edges]
+    scale = 96 / ((max(ends) - min(ends)) or 1.0)
 
     def x(number: float) -> float:
-        return round(12 + 96 * (number - min(ends)) / width, 1)
+        return round(min(max(12 + (number - min(ends)) * scale, 0.0), 120.0), 1)
 
-    left, right = (0.0 if goal[0] is None else x(goal[0])), (120.0 if goal[1] is None else x(goal[1]))
-    edges = "".join(f'<path class="threshold" d="M{x(end)} 0V16"/>' for end in goal if end is not None)
-    words = f"{format_number(value)} [{format_number(low)}, {format_number(high)}] {claim.unit}".strip()
-    picture = (
-        f'<svg class="interval" viewBox="0 0 120 16" width="120" height="16" role="img" aria-label="'
-        f'{text(f"interval {format_number(low)} to {format_number(high)}; reproduced is {claim.rule()}")}">'
-        f'<rect class="goal" x="{left}" width="{round(right - left, 1)}" height="16"/>{edges}'
+    lines = "".join(f'<path class="threshold" d="M{x(end)} 0V16"/>' for end in edges)
+    said = f"interval {format_number(low)} to {format_number(high)}; reproduced is {claim.rule()}"
+    return (
+        f'<svg class="interval" viewBox="0 0 120 16" width="120" height="16" role="img" aria-label="{text(said)}">'
+        f'<rect class="goal" x="{x(goal[0])}" width="{round(x(goal[1]) - x(goal[0]), 1)}" height="16"/>{lines}'
         f'<path class="bar" d="M{x(low)} 8H{x(high)}"/><circle class="dot" cx="{x(value)}" cy="8" r="3.5"/></svg>'
     )
-    return f"{picture} {text(words)}; rule: {text(claim.rule())}"
 
 
 def other_pages(page: Page, chapter: Chapter) -> str:
@@ -84,7 +100,7 @@ def other_pages(page: Page, chapter: Chapter) -> str:
         return _paragraph("card-study", f'A study of <a href="{page.paper}.html">{text(chapter.main.title)}</a>.')
     lines = []
     for study in chapter.pages[1:]:
-        claims = {name: claim for name, claim in chapter.claims.items() if chapter.page_of(claim) is study}
+        claims = chapter.claims_of(study)
         best = {name: found[1] for name in claims if (found := chapter.best(name))}
         said = Tally.of(claims, best).sentence() if claims else ""
         if study.run.status != "ok":

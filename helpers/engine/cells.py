@@ -5,10 +5,12 @@ from typing import Any
 
 from helpers.engine.judge import Notebook, source_of
 
-PLACE = "<!-- card -->"
+CARD = "<!-- card -->"
+CLAIMS = r"^## Claims[ \t]*$"
 LONGEST_LINE = 10_000  # characters of printed text; myst-nb needs 20 s for a line of 200,000, and nobody reads it
 LONGEST_OUTPUT = 500_000
 CUT = " [... {:,} more characters; the executed notebook, see the card, has them]"
+WORDS_PER_MINUTE = 220
 CODE_OR_MATH = r"(`[^`]*`|\$[^$]*\$)"
 
 
@@ -36,12 +38,20 @@ def with_title(notebook: Notebook, name: str) -> Notebook:
     return notebook | {"cells": [first | {"source": source_of(first).replace(found[1], "".join(parts), 1)}, *cells]}
 
 
-def with_card(notebook: Notebook, html: str) -> Notebook:
-    """Return a notebook with HTML in its title cell: at the card's placeholder, or at the end."""
-    first, *rest = notebook["cells"]
-    said = source_of(first)
-    said = said.replace(PLACE, f"\n\n{html}\n\n", 1) if PLACE in said else f"{said}\n\n{html}\n"
-    return notebook | {"cells": [first | {"source": said}, *rest]}
+def with_html(notebook: Notebook, place: str, html: str) -> Notebook:
+    """Return a notebook with HTML after the first match of a pattern in its text, else at the end of the first cell."""
+    cells, found = list(notebook["cells"]), re.compile(place, re.MULTILINE)
+    texts = [source_of(cell) if cell["cell_type"] == "markdown" else "" for cell in cells]
+    index = next((index for index, said in enumerate(texts) if found.search(said)), 0)
+    end = match.end() if (match := found.search(texts[index])) else len(texts[index])
+    cells[index] = cells[index] | {"source": f"{texts[index][:end]}\n\n{html}\n\n{texts[index][end:]}"}
+    return notebook | {"cells": cells}
+
+
+def reading_minutes(notebook: Notebook) -> int:
+    """Return how many minutes the text of a notebook takes to read, without its code."""
+    words = sum(len(source_of(cell).split()) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return max(1, round(words / WORDS_PER_MINUTE))
 
 
 def without_results(notebook: Notebook, stopped: str | None) -> Notebook:

@@ -118,6 +118,10 @@ class Chapter:
         """Return the page whose run judges a claim."""
         return next((page for page in self.pages if page.name == (claim.notebook or self.paper)), None)
 
+    def claims_of(self, page: Page) -> dict[str, Claim]:
+        """Return the claims that the run of a page judges."""
+        return {name: claim for name, claim in self.claims.items() if self.page_of(claim) is page}
+
     def at(self, preset: str, pages: list[Page] | None = None) -> dict[str, Outcome]:
         """Return what became of the claims at one preset, in all notebooks or in `pages`."""
         found = {}

@@ -66,8 +66,10 @@ def _totals(chapters: list[Chapter]) -> str:
     numbers: dict[str, object] = {"chapters": len(chapters), "complete runs": sum(len(page.records) for page in pages)}
     if failed := sum(not page.run.shown and page.run.status != "not run" for page in pages):
         numbers["runs failed"] = failed
-    numbers["claims measured"] = f"{sum(t.measured for t in best)} of {sum(t.claims for t in best)}"
-    numbers |= {verdict: verdicts[verdict] for verdict in ("reproduced", "contradicted", "inconclusive")}
+    measured = sum(tally.measured for tally in best)
+    numbers["claims measured"] = f"{measured} of {sum(tally.claims for tally in best)}"
+    words = ("reproduced", "contradicted", "inconclusive")
+    numbers |= {verdict: f"{verdicts[verdict]} of {measured}" for verdict in words}
     tiles = "".join(f"<div><dt>{text(name)}</dt><dd>{text(said)}</dd></div>" for name, said in numbers.items())
     other, ours = sum(tally.other for tally in best), sum(tally.ours for tally in best)
     return (
@@ -87,7 +89,8 @@ def _summary(chapters: list[Chapter], presets: list[str]) -> str:
 def _counts(chapter: Chapter, preset: str) -> Raw:
     """The counted verdicts of all notebooks at one size, and the marks of what is wrong."""
     tally = Tally.of(chapter.claims, chapter.at(preset))
-    chips = [f"<b>{tally.verdicts[v]}</b> {chip(v)}" for v in get_args(Verdict) if tally.verdicts[v]]
+    chips = [f"{tally.measured} of {tally.claims} measured"] if tally.verdicts else []
+    chips += [f"<b>{tally.verdicts[v]}</b> {chip(v)}" for v in get_args(Verdict) if tally.verdicts[v]]
     beside = [f"{n} {word}" for n, word in ((tally.other, "not measured"), (tally.ours, "ours")) if n]
     chips += [f"<small>and {text(', '.join(beside))}</small>"] if beside else []
     for page in chapter.pages:
@@ -145,7 +148,8 @@ def _outcome(chapter: Chapter, claim: Claim, preset: str) -> Raw:
     if page is None or record is None or claim.id not in record.claims:
         return NOT_RUN
     seeds = page.stability(claim.id, preset)
-    return Raw(outcome_html(record.claims[claim.id]) + (f"<br><small>same with {seeds}</small>" if seeds else ""))
+    said = outcome_html(record.claims[claim.id]) + (f"<br><small>same with {seeds}</small>" if seeds else "")
+    return Raw(" ".join(said.split()))  # a blank line in a reason would end the table
 
 
 def _state(page: Page) -> str:

@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from helpers.claims import Claim, claims_table
+from helpers.record import Outcome
+
 ROOT = Path(__file__).resolve().parents[2]
 SANDBOX = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 QUIET = ["--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions"]
@@ -52,6 +55,21 @@ Equation {eq}`variance-PAPER` is the textbook's. See the {term}`record`.
 It is folded.
 :::
 """
+CLAIMS_TEXT = "## Claims\n\nA verdict follows from an interval and a rule.\n"
+# What is too wide for a phone: a table of long texts, an equation, a line of code, a table of numbers.
+WIDE_TEXT = r"""## Deviations
+
+| paper says | official code does | we do | why | expected effect |
+|---|---|---|---|---|
+| every coin is thrown ten thousand times | it is thrown as the day allows | twice | time | none that is known |
+
+$$
+\hat p_{\text{coin}} = \frac{x_1 + x_2 + x_3 + x_4 + x_5 + x_6 + x_7 + x_8 + x_9 + x_{10} + x_{11} + x_{12}}{n_1 + n_2}
+$$ (wide-PAPER)
+"""
+WIDE_CODE = "def thrown_coin(count: int, share_of_heads: float = 0.5, generator: int = 0) -> tuple[float]:"
+WIDE_NUMBERS = "".join(f"<th>column {i}</th>" for i in range(9)), "".join(f"<td>{i}.123456</td>" for i in range(9))
+WIDE_FRAME = '<table border="1" class="dataframe"><thead><tr>{}</tr></thead><tbody><tr>{}</tr></tbody></table>'
 
 
 def cell(kind: str, name: str, source: str, outputs: list | None = None, tags: list | None = None) -> dict:
@@ -80,11 +98,22 @@ def chapter(paper: str) -> tuple[dict, dict]:
         cell("code", "parameters", 'preset: str = "reduced"  # configuration {reduced}', tags=["parameters"]),
         cell("markdown", "method", TEXT.replace("PAPER", paper)),
         cell("code", "experiment", "p = 0.7\nassert p > 0.5\np", shown),
+        cell("code", "draw", "run.figure('coins')", shown, tags=["hide-input"]),
+        cell("markdown", "claims", CLAIMS_TEXT),
+        cell("code", "verdicts", "run.verdicts()", [html_output(verdicts(paper))]),
+        cell("markdown", "deviations", WIDE_TEXT.replace("PAPER", paper)),
+        cell("code", "wide", WIDE_CODE, [html_output(WIDE_FRAME.format(*WIDE_NUMBERS))]),
         cell("code", "answer", "1 - p", tags=["hide-cell"]),
     ]
     return notebook([c | {"outputs": [], "execution_count": None} if "outputs" in c else c for c in cells]), notebook(
         cells
     )
+
+
+def verdicts(paper: str) -> str:
+    """The table of claims as a notebook shows it."""
+    found = {name: Outcome(**outcome) for name, outcome in record(paper, "reduced")["claims"].items()}
+    return claims_table({one["id"]: Claim(**one) for one in CLAIMS}, {"this run (reduced)": found})
 
 
 def record(paper: str, preset: str, name: str | None = None) -> dict:
@@ -200,6 +229,9 @@ BAD = (
 )
 
 
+FOREIGN = "Foreign <script>alert(1)</script> & <img src=x onerror=alert(1)>\n\n</div>{{ text }}"
+
+
 def write_bad_checkout(folder: Path) -> SimpleNamespace:
     """A checkout in which each chapter but the first has one bad file, named by the chapter."""
     root, runs = folder / "checkout", folder / "runs"
@@ -234,6 +266,12 @@ def write_bad_checkout(folder: Path) -> SimpleNamespace:
     title, *rest = executed["script_title"]["cells"]
     source = title["source"].replace("biased", "<script>alert(1)</script> *here*")
     change("script_title", [title | {"source": source}, *rest])
+    said = {"statement": FOREIGN, "source": FOREIGN, "paper_value": FOREIGN, "headline": FOREIGN, "unit": FOREIGN}
+    rules = [CLAIMS[0] | said | {"estimand": FOREIGN}, *CLAIMS[1:]]
+    (chapters / "script_title" / "claims.yaml").write_text(yaml.safe_dump(rules))
+    outcome = record("script_title", "reduced")
+    outcome["claims"]["C2"]["reason"] = FOREIGN
+    write_json(runs / "script_title" / "script_title.json", outcome)
     return SimpleNamespace(root=root, runs=runs)
 
 

@@ -90,14 +90,20 @@ def test_a_bibliography_that_is_broken_or_missing(faults, page):
     assert all(page(paper).select_one(".chapter-card") for paper in ("bad_bib", "no_bib"))
 
 
-def test_a_script_in_a_title_is_text_everywhere(faults, bad_book, page):
+def test_a_script_in_a_title_or_a_claim_is_text_everywhere(faults, bad_book, page):
     assert faults["script_title"] == []
     for path in bad_book.html.rglob("*.html"):
         parsed = BeautifulSoup(path.read_text(), "html.parser")
         assert not [s for s in parsed.find_all("script") if s.text.strip() == "alert(1)"], path
+        assert not parsed.select("[onerror]"), path
     for name in ("book/index.html", "book/scoreboard.html", "notebooks/script_title/script_title.html"):
         text = BeautifulSoup((bad_book.html / name).read_text(), "html.parser").text
         assert text.count("<script>alert(1)</script>") >= 2, name  # in the side bar and on the page
+    card = page("script_title").select_one(".chapter-card")
+    assert "<img src=x onerror=alert(1)> </div>{{ text }} ✓ reproduced" in card.text
+    board = BeautifulSoup((bad_book.html / "book" / "scoreboard.html").read_text(), "html.parser")
+    claims = board.select_one("#score-script-title").find_next("table", class_="claims")
+    assert claims.text.count("</div>{{ text }}") == 4  # statement, the paper's value, source, and a reason
 
 
 def test_a_source_that_is_not_json(faults, board, page):

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 from bs4 import BeautifulSoup
 
 pytestmark = pytest.mark.browser
@@ -33,6 +34,7 @@ def pages(book):
 def tab(browser):
     """A new tab that notes what goes wrong and cannot reach a network."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(300_000)  # a busy machine is slow and not wrong
     page = context.new_page()
     page.problems, page.left = [], []
     page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
@@ -49,6 +51,35 @@ def visit(tab, path):
     tab.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise : null")
 
 
+# What is wider than its box on a phone, or than the phone, and neither scrolls nor says so.
+CUT = """() => {
+  const hinted = (box) => {
+    const style = getComputedStyle(box);
+    const scrolls = /auto|scroll/.test(style.overflowX) && box.tabIndex === 0;
+    return scrolls && box.matches(".scrolls") && style.boxShadow !== "none";
+  };
+  const inside = (box, around) => box.parentElement.closest(around);
+  return [...document.querySelectorAll(".bd-article *")].filter((box) => {
+    if (box.clientWidth < 2 || !box.checkVisibility()) return false;
+    if (inside(box, "svg, mjx-container, select, table.stacks thead")) return false;
+    const outside = box.getBoundingClientRect().right > innerWidth + 1 && !box.closest(".scrolls");
+    const clips = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
+    return outside || (clips && !hinted(box));
+  }).map((box) => `${box.tagName}.${box.className} ${box.scrollWidth}: ${box.textContent.trim().slice(0, 60)}`);
+}"""
+SIDEWAYS = """() => [...document.querySelectorAll(".bd-article [class*=highlight-]:not(.output) pre")]
+  .filter((box) => box.checkVisibility() && box.scrollWidth > box.clientWidth + 1)
+  .map((box) => `code scrolls sideways: ${box.textContent.slice(0, 60)}`)"""
+
+
+def settle(tab, width):
+    """Give the window another width, and the page the time to see it: the change comes to the page with a delay."""
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.wait_for_function("width => innerWidth === width", arg=width)
+    tab.evaluate("document.fonts.ready")
+    tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def name(path, book):
     return str(path.relative_to(book))
 
@@ -59,7 +90,7 @@ def test_the_start_page_leads_to_the_preface(tab, book):
     assert tab.inner_text("h1").startswith("Papers, Executed")
 
 
-def test_pages_load_quietly_from_disk_with_math_and_fit_a_phone(tab, book, pages):
+def test_pages_load_quietly_from_disk_with_math_and_nothing_is_cut_on_a_phone(tab, book, pages):
     problems = []
     for path, parsed in pages.items():
         visit(tab, path)
@@ -71,10 +102,13 @@ def test_pages_load_quietly_from_disk_with_math_and_fit_a_phone(tab, book, pages
             wrong += (
                 [] if drawn >= len(parsed.select(".math")) and not broken else [f"math: {drawn} drawn, {broken} bad"]
             )
-        tab.set_viewport_size({"width": 390, "height": 800})
+        settle(tab, 1440)
+        wrong += tab.evaluate(SIDEWAYS)
+        settle(tab, 390)
         width = tab.evaluate("document.documentElement.scrollWidth")
         wrong += [] if width <= 390 else [f"{width} px wide on a phone of 390"]
-        tab.set_viewport_size({"width": 1280, "height": 900})
+        wrong += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
+        settle(tab, 1280)
         problems += [f"{name(path, book)}: {w}" for w in wrong]
         tab.problems.clear()
         tab.left.clear()
@@ -132,6 +166,83 @@ def test_internal_links_lead_somewhere(book, pages):
             elif fragment and target in anchors and unquote(fragment) not in anchors[target]:
                 broken.append(f"{name(path, book)}: no #{fragment} in {name(target, book)}")
     assert not broken, "\n".join(sorted(set(broken)))
+
+
+def test_what_is_too_wide_for_a_phone_stacks_or_scrolls_with_a_hint(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    settle(tab, 390)
+    for wide in ("#deviations .math", "#deviations .output.text_html", "#deviations .cell_input pre"):
+        assert "scrolls" in tab.locator(wide).first.get_attribute("class").split(), wide
+    said = "getComputedStyle(document.querySelector('#deviations .math'), '::before').content"
+    assert "scroll sideways" in tab.evaluate(said)
+    cell = tab.locator("#deviations table.stacks td").nth(3)
+    assert cell.get_attribute("data-label") == "why"
+    assert cell.evaluate("cell => getComputedStyle(cell).display") == "block"
+    settle(tab, 1280)
+    assert not tab.locator("#deviations .math.scrolls").count()
+
+
+# Every token of code is an element. One of each kind is enough for its colour, and a page has thousands.
+FEWER = """() => {
+  const kinds = new Set();
+  for (const token of document.querySelectorAll("div.highlight span[class]")) {
+    if (kinds.has(token.className)) token.replaceWith(...token.childNodes);
+    kinds.add(token.className);
+  }
+  document.head.insertAdjacentHTML("beforeend", "<style>* { transition: none !important }</style>");
+}"""
+AXE = """async ([mode, options]) => {
+  document.documentElement.dataset.theme = mode;
+  const found = await axe.run(document, { resultTypes: ["violations"], ...options });
+  return found.violations.filter((one) => one.impact !== "minor").map((one) =>
+    `${mode}: ${one.id} (${one.impact}), ${one.nodes.length} times: ${one.nodes[0].html.slice(0, 200)}`);
+}"""
+EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
+
+
+def test_axe_finds_nothing_on_any_page_in_light_or_dark(tab, book, pages):
+    problems = []
+    for path in pages:
+        visit(tab, path)
+        tab.evaluate(FEWER)
+        tab.evaluate(AXE_SCRIPT)
+        for mode, options in (("light", EVERY_RULE), ("dark", {"runOnly": ["color-contrast"]})):
+            problems += [f"{name(path, book)}, {said}" for said in tab.evaluate(AXE, [mode, options])]
+    assert not problems, "\n".join(problems)
+
+
+def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    cell = tab.locator(".cell.tag_hide-input")
+    assert cell.locator("figure").is_visible() and not cell.locator(".cell_input").is_visible()
+    cell.locator("summary").click()
+    assert cell.locator(".cell_input").is_visible()
+
+
+def test_the_scoreboard_filters_and_sorts_from_disk_by_keyboard(tab, fixture_book):
+    visit(tab, fixture_book / "book" / "scoreboard.html")
+    shown, first = tab.locator(".score-filter output"), "table.claims tbody tr:visible"
+    assert shown.inner_text() == "17 of 17 claims"
+
+    def choose(name):
+        return tab.locator(f".score-filter select[name={name}]")
+
+    choose("verdict").focus()
+    tab.keyboard.press("ArrowDown")
+    assert shown.inner_text() == "2 of 17 claims"
+    assert [one.split()[0] for one in tab.locator(first).all_inner_texts()] == ["C1", "C3"]
+    assert tab.locator("section:has(> .table-scroll > table.claims):visible").count() == 1
+    choose("evidence").select_option("recomputed")
+    choose("size").select_option("public")
+    assert shown.inner_text() == "1 of 17 claims" and not tab.locator("th:visible", has_text="reduced").count() > 1
+    tab.get_by_role("button", name="Show all").click()
+    tab.wait_for_function("document.querySelector('.score-filter output').textContent == '17 of 17 claims'")
+    choose("sort").select_option("verdict")
+    order = [one.split()[0] for one in tab.locator(first).all_inner_texts()]
+    assert order[:5] == ["C1", "C3", "C4", "C5", "C2"]  # two reproduced, contradicted, inconclusive, not testable
+    choose("paper").select_option(index=2)
+    assert shown.inner_text() == "4 of 17 claims"
+    assert not tab.problems
 
 
 def theme(tab, mode):
@@ -197,7 +308,7 @@ def test_search_finds_a_chapter_by_a_word_of_it(tab, book, pages):
     words = re.findall(r"\b[a-z]{8,}\b", pages[chapter].select_one("article").text)
     word = "zymurgical" if "zymurgical" in words else max(words, key=len)
     tab.goto((book / "search.html").as_uri() + f"?q={word}")
-    tab.wait_for_selector("#search-results li a", timeout=15_000)
+    tab.wait_for_selector("#search-results li a")
     hits = [a.get_attribute("href").split("?")[0] for a in tab.locator("#search-results li a").all()]
     assert any(hit.endswith(f"{chapter.parent.name}/{chapter.name}") for hit in hits), (word, hits)
     assert not tab.problems and not tab.left
@@ -213,6 +324,16 @@ def test_a_folded_answer_opens(tab, book, pages):
     assert not text.is_visible()
     answer.locator(".toggle-button").click()
     assert text.is_visible()
+
+
+def test_how_a_claim_is_measured_is_folded_and_opens_by_keyboard(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    row = tab.locator("table.claims tbody tr").first
+    said = row.get_by_text("share of heads, mean over throws")
+    assert row.get_by_text("Heads are more frequent").is_visible() and not said.is_visible()
+    row.locator("summary").focus()
+    tab.keyboard.press("Enter")
+    assert said.is_visible()
 
 
 def test_a_failed_page_is_seen_as_failed_and_runs_nothing(tab, fixture_book):

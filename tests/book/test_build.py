@@ -9,7 +9,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from helpers.claims import Claim
-from helpers.engine.cards import failure_notice
+from helpers.engine.cards import failure_notice, picture
 from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
 from helpers.engine.pages import load_chapter
 from helpers.engine.tally import Tally
@@ -69,10 +69,10 @@ def test_a_failed_run_is_not_covered_up_and_a_changed_run_speaks_for_no_preset(r
     assert not chapter.main.records and chapter.main.fault("public")[0] == "run failed: killed"
 
 
-def entry(evidence="measured", ours=False):
+def entry(evidence="measured", ours=False, **rule):
     base = {"id": "C1", "statement": "Long enough.", "source": "table 1", "paper_value": "", "unit": "", "threshold": 0}
     base |= {"estimand": "long enough", "direction": "less", "presets": ["reduced", "public", "full"]}
-    return Claim.model_validate(base | {"evidence": evidence, "ours": ours})
+    return Claim.model_validate(base | {"evidence": evidence, "ours": ours} | rule)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,11 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     page = page_of(fixture_book, "good_coin")
     card = page.select_one(".chapter-card")
     first = card.find()
-    assert first["class"] == ["card-headlines"] and "The coin falls on heads <too> often. ✓ reproduced" in first.text
+    assert first["class"] == ["findings"] and "The coin falls on heads <too> often. ✓ reproduced" in first.text
     assert "0.71 [0.62, 0.79]" in first.text and "greater than 0.5" in first.text and "(public)" in first.text
     assert first.svg["aria-label"] == "interval 0.62 to 0.79; reproduced is greater than 0.5"
+    assert first.svg["role"] == "img" and len(first.select("li")) == 1
+    assert card.select_one(".card-reading").text == "Reading time: 1 minute, without the code."
     counted = (
         "1 of 3 claims measured: 1 reproduced. Not counted: 1 claim recomputed or derived and 1 statement of ours."
     )
@@ -180,6 +182,33 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     assert json.loads(downloaded.read_text()) == json.loads(source.read_text())
 
 
+def test_the_section_on_claims_starts_with_a_picture_of_each(fixture_book):
+    page = page_of(fixture_book, "good_coin")
+    overview = page.select_one("section#claims > h2").find_next_sibling()
+    assert overview["class"] == ["claims-overview"] and len(page.select(".claims-overview")) == 1
+    found = [item.get_text(" ", strip=True) for item in overview.select("li")]
+    assert [item.split()[0] for item in found] == ["C1", "C2", "C3", "C4"]  # C5 is the other notebook's
+    assert "tails & <others>. ✓ reproduced 0.71 [0.62, 0.79]; rule: greater than 0.5 (public)" in found[0]
+    assert found[1].endswith("– not testable here no 2nd coin (public)") and found[2].endswith("(public, recomputed)")
+    drawn = [[svg["aria-label"] for svg in item.select("svg[role=img]")] for item in overview.select("li")]
+    assert [len(one) for one in drawn] == [1, 0, 1, 1]
+    assert not page_of(fixture_book, "killed_coin").select(".claims-overview")
+
+
+@pytest.mark.parametrize(
+    ("rule", "ends", "shaded", "bar"),
+    [
+        ({"direction": "less", "threshold": 0}, (2, 1, 3), (0, 12), "M44.0 8H108.0"),
+        ({"direction": "greater", "threshold": 0}, (2, 1, 3), (12, 108), "M44.0 8H108.0"),
+        ({"direction": "equivalent", "threshold": 0, "margin": 1}, (0, -0.5, 0.5), (12, 96), "M36.0 8H84.0"),
+        ({"direction": "greater", "threshold": 2}, (2, 2, 2), (12, 108), "M12.0 8H12.0"),  # a point on the threshold
+    ],
+)
+def test_a_picture_shades_the_side_on_which_a_claim_is_reproduced(rule, ends, shaded, bar):
+    svg = BeautifulSoup(picture(entry(**rule), *ends), "html.parser")
+    assert (float(svg.rect["x"]), float(svg.rect["width"])) == shaded and svg.select_one(".bar")["d"] == bar
+
+
 def test_a_study_has_a_page_with_its_own_run_and_stands_below_its_chapter(fixture_book):
     path = fixture_book / "notebooks" / "good_coin" / "second_throw.html"
     page = BeautifulSoup(path.read_text(), "html.parser")
@@ -196,16 +225,16 @@ def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_boo
     rows = [[c.get_text(" ", strip=True) for c in row.find_all("td")] for row in table.select("tbody tr")]
     assert rows == [
         [
-            "1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
-            "1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
+            "2 of 4 measured 1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
+            "1 of 4 measured 1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
         ],
         ["! run failed: killed", "not run"],
         ["! run failed: error", "not run"],
         ["not run", "not run"],
     ]
     tiles = {tile.dt.text: tile.dd.text for tile in board.select(".score-totals > div")}
-    assert tiles["claims measured"] == "2 of 13" and tiles["reproduced"] == "1"
-    assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0"
+    assert tiles["claims measured"] == "2 of 13" and tiles["reproduced"] == "1 of 2"
+    assert tiles["complete runs"] == "3" and tiles["runs failed"] == "2" and tiles["contradicted"] == "0 of 2"
     claims = board.select_one("table.claims")
     assert "tails & <others>" in claims.text and "0.71 [0.62, 0.79]" in claims.text and "no 2nd coin" in claims.text
     said = [

@@ -1,0 +1,20 @@
+// Nothing is cut without a hint: what is wider than the page scrolls, says so, and can be scrolled by keyboard.
+const SCROLLERS = ".bd-article :is(pre, .math, .table-scroll, .pst-scrollable-table-container, .output.text_html)";
+
+function markScroller(box) {
+  const more = box.scrollWidth - box.clientWidth;
+  box.classList.toggle("scrolls", more > 1);
+  box.classList.toggle("scrolled", more > 1 && box.scrollLeft >= more - 1);
+  if (more > 1) box.tabIndex = 0;
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  // Sizes change with the window, with fonts and equations that arrive late, and when something folded is opened.
+  const watch = new ResizeObserver((seen) => {
+    for (const box of new Set(seen.map((one) => one.target.closest(SCROLLERS)))) box && markScroller(box);
+  });
+  for (const box of document.querySelectorAll(SCROLLERS)) {
+    for (const one of [box, ...(box.matches("pre") ? [] : box.children)]) watch.observe(one);
+    box.addEventListener("scroll", () => markScroller(box), { passive: true });
+  }
+});

@@ -1,0 +1,25 @@
+// Tables for readers in a hurry and for narrow screens; without a script nothing is lost, only longer.
+const LONG_TEXT = 24; // characters
+
+document.addEventListener("DOMContentLoaded", () => {
+  // On a narrow screen a table of texts is shown as blocks; each cell then carries the title of its column.
+  for (const table of document.querySelectorAll(".bd-article table:has(thead):not(.dataframe)")) {
+    const titles = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
+    const cells = [...table.querySelectorAll("tbody :is(th, td)")];
+    if (titles.length < 3 || !cells.some((cell) => cell.textContent.length > LONG_TEXT)) continue;
+    table.classList.add("stacks");
+    for (const cell of cells) cell.cellIndex && cell.setAttribute("data-label", titles[cell.cellIndex]);
+  }
+  for (const table of document.querySelectorAll("table.claims")) {
+    // How a claim is measured is long and for few; what it rests on is marked in the scoreboard and stays open there.
+    for (const small of table.querySelectorAll("tbody th small:not(:has(.evidence))")) {
+      const details = document.createElement("details");
+      details.innerHTML = "<summary>measured how</summary>";
+      small.previousElementSibling?.matches("br") && small.previousElementSibling.remove();
+      small.replaceWith(details);
+      details.append(small);
+    }
+  }
+});
+// Paper has nothing to click.
+addEventListener("beforeprint", () => document.querySelectorAll("table.claims details").forEach((one) => (one.open = true)));
