@@ -27,8 +27,10 @@ from tiny import save_tiny, tiny_llama, word_tokenizer
 from helpers.cache import Store
 from helpers.generation import _split, generate
 from helpers.models import LanguageModel, load_lm, packaged
+from helpers.parameters import BadRequestError
+from helpers.request import resolve
 from helpers.sampling import stopped
-from helpers.stats import auroc
+from helpers.stats import auroc, bootstrap, paired_bootstrap, proportion
 
 FOLDER = Path("notebooks/seakr")
 STUDIES = ("seakr", "language_model", "recorded_outputs", "released_code")
@@ -524,6 +526,50 @@ def test_definitions_that_notebooks_share_are_the_same():
         "calibrate-delta",
     ]:
         assert len(found[name]) >= 2 and len(set(found[name].values())) == 1, name
+
+
+@pytest.mark.parametrize("path", [MAIN, LANGUAGE_MODEL])
+def test_where_no_question_differs_the_interval_says_how_many_might(path):
+    nb = lift(path, ["with_room"])
+    none = nb.with_room(paired_bootstrap(np.ones(69), np.ones(69)))
+    assert (none.value, none.low, none.high) == (0, -none.high, pytest.approx(proportion(0, 69).high))
+    one = paired_bootstrap(np.ones(69), np.r_[0.0, np.ones(68)])
+    assert nb.with_room(one) == one and one.low < one.high
+
+
+@pytest.mark.parametrize(("greedy_steps", "low", "high"), [(10, 7 / 3, 7 / 3), (3, 1.3125, 4.375)])
+def test_an_early_end_of_the_greedy_answer_widens_the_cost(greedy_steps, low, high):
+    """A prompt costs five steps, a step with samples three: the ratio a step alone would look like 1.31."""
+
+    def seconds(n, context):
+        steps = 10 if n else greedy_steps
+        return (5 + steps * (3 if n else 1)) / steps, steps
+
+    cells = nbformat.read(LANGUAGE_MODEL, as_version=4).cells
+    judged, run = {}, FakeRun()
+    run.metric = lambda *args, **options: None
+    names = {"seconds": seconds, "n_samples": 20, "on_gpu": True, "contexts": ["a"] * 20, "run": run}
+    names |= {"np": np, "replace": replace, "bootstrap": bootstrap, "judge": judged.__setitem__}
+    exec(next(c.source for c in cells if c.id == "cost-measured"), names)
+    assert judged["C8"].low == pytest.approx(low) and judged["C8"].high == pytest.approx(high)
+
+
+def test_scripts_without_odd_replies_leave_the_readings_nothing_to_decide():
+    given = {"run": SimpleNamespace(seed=0), "WORDS": "Ada Ford Ben Lyon taught".split()}
+    nb = lift(RELEASED_CODE, ["reply"], given)
+    prompts = [json.dumps([f"Who {i} ?", [], []]) for i in range(200)]
+    calm = [nb.reply(p, 0.0) for p in prompts]
+    assert all(text.startswith("So the answer is ") and text.endswith(".") and u == -7 for text, u in calm)
+    forced = nb.reply(f"{prompts[0]} So the answer is ", 0.0)[0]
+    assert calm[0][0] == f"So the answer is {forced}"
+    odd = np.mean([nb.reply(p, 0.2) != c for p, c in zip(prompts, calm, strict=True)])
+    assert 0.1 < odd < 0.3 and all(nb.reply(p) == nb.reply(p, 1.0) for p in prompts)
+
+
+def test_the_tables_of_full_are_judged_in_the_released_reading_only():
+    with pytest.raises(BadRequestError, match="released reading"):
+        resolve(LANGUAGE_MODEL, "full", 0, [("flow", "paper")])
+    assert resolve(LANGUAGE_MODEL, "full", 0, [("flow", "released")]).changed == {"flow": "released"}
 
 
 def test_simulated_rows_have_the_planted_signal():
