@@ -554,7 +554,7 @@ def test_an_early_end_of_the_greedy_answer_widens_the_cost(greedy_steps, low, hi
 
 
 def test_scripts_without_odd_replies_leave_the_readings_nothing_to_decide():
-    given = {"run": SimpleNamespace(seed=0), "WORDS": "Ada Ford Ben Lyon taught".split()}
+    given = {"run": SimpleNamespace(seed=0), "WORDS": ["Ada", "Ford", "Ben", "Lyon", "taught"]}
     nb = lift(RELEASED_CODE, ["reply"], given)
     prompts = [json.dumps([f"Who {i} ?", [], []]) for i in range(200)]
     calm = [nb.reply(p, 0.0) for p in prompts]
