@@ -400,7 +400,7 @@ def judge(notebook: str, name: str, parts: list[tuple[Ends, Ends]]) -> tuple[dic
     run = SimpleNamespace(claims=CLAIMS, claim=lambda name, e: CLAIMS[name].verdict(e))
     run.metric = lambda name, e, **_: metrics.update({name: e})
     units = {"choice": "points", "top1": "points", "nll": "nats/token"}
-    known = {"run": run, "judged": judged, "UNITS": units, "BEFORE": "C1 rr" if notebook == NOTEBOOK else {}}
+    known = {"run": run, "judged": judged, "UNITS": units, "BEFORE": {}}
 
     def in_unit(name: str, measure: str, values: np.ndarray) -> Estimate:  # KD's gain is exact here
         unit = KD_GAINS[measure] if CLAIMS[name].direction == "equivalent" else 1.0
@@ -978,5 +978,7 @@ def test_full_preset_runs_whole_on_tiny_saved_models(tmp_path):
 @pytest.mark.skipif(not (ROOT / NOTEBOOK).with_name("expected.yaml").exists(), reason="not calibrated yet")
 def test_gate_goes_red_when_the_teacher_is_read_at_the_wrong_text():
     """Every student gets the teacher's predictions for the next block; the first comparison notices."""
-    error = sabotage(PAPER, {"[part[row].flatten(0, 1) for": "[part[row - 1].flatten(0, 1) for"})
+    error = sabotage(
+        PAPER, {"[part[row].flatten(0, 1) for part in one]": "[part[row - 1].flatten(0, 1) for part in one]"}
+    )
     assert error.startswith("RegressionError") and "small_teacher_gain" in error
