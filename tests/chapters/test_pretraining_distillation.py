@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -305,12 +306,12 @@ def gap(*ends: float) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> Estimate:
-    """Stands in for the bootstrap: a value with its ends; the ends of a distance from them stay in order."""
+    """Stands in for the bootstrap: a value with its ends, in order."""
     value, low, high = values[0]
     return Estimate(float(value), float(min(low, high)), float(max(low, high)), 9)
 
 
-def judging(notebook: str, names: list[str], kd: dict[str, float] = KD_GAINS, **known: object) -> SimpleNamespace:
+def judging(notebook: str, names: list[str], known: dict[str, Any], kd: dict[str, float] = KD_GAINS) -> SimpleNamespace:
     """The cells that judge, with KD's gains over LM given and free of error."""
     given = {"run": SimpleNamespace(claims=CLAIMS), "crossed_bootstrap": interval}
     given |= {"ahead": lambda better, worse="LM", measure="choice": gap(*3 * [kd[measure]])}
@@ -319,7 +320,7 @@ def judging(notebook: str, names: list[str], kd: dict[str, float] = KD_GAINS, **
 
 @pytest.mark.parametrize("notebook", [NOTEBOOK, STUDY])
 def test_an_interval_that_ends_within_rounding_decides_nothing(notebook):
-    in_unit = judging(notebook, ["in_unit"]).in_unit
+    in_unit = judging(notebook, ["in_unit"], {}).in_unit
     rounded = in_unit("C9", "choice", gap(0.3, 0.0049, 0.6041))
     assert (rounded.value, rounded.low, rounded.high, rounded.n) == (0.3, 0.0, 0.61, 9)
     assert in_unit("C9", "nll", gap(-0.3, -0.6, -0.0001)).high == 0.0
@@ -337,7 +338,7 @@ def noisy(rng: np.random.Generator, kd: float, other: float, spread: float = 3.0
 
 def shares(notebook: str, scores: dict[str, np.ndarray]) -> Estimate:
     known = {"ahead": lambda better, worse="LM", measure="choice": scores[better] - scores[worse]}
-    in_unit = judging(notebook, ["in_unit"], crossed_bootstrap=crossed_bootstrap, **known).in_unit
+    in_unit = judging(notebook, ["in_unit"], known | {"crossed_bootstrap": crossed_bootstrap}).in_unit
     return in_unit("C2", "choice", scores["KD"] - scores["other"])
 
 
@@ -367,7 +368,7 @@ def test_the_margin_is_random_and_its_error_counts():
 def test_without_a_gain_of_distillation_there_is_no_scale(notebook, kd):
     got = shares(notebook, noisy(np.random.default_rng(2), kd, kd - 3.0))
     assert CLAIMS["C2"].verdict(got) == "inconclusive" and got.low <= -99 and got.high >= 99
-    undefined = judging(notebook, ["in_unit"], dict.fromkeys(KD_GAINS, 0.0)).in_unit("C2", "choice", gap(1, 1, 1))
+    undefined = judging(notebook, ["in_unit"], {}, dict.fromkeys(KD_GAINS, 0.0)).in_unit("C2", "choice", gap(1, 1, 1))
     assert CLAIMS["C2"].verdict(undefined) == "inconclusive"  # a gain of exactly nothing
 
 
@@ -388,8 +389,8 @@ OF_ALL = [  # parts (value, low, high) as the rule has them, direction, which on
 def test_the_comparison_that_decides_is_judged(notebook, parts, direction, which, verdict):
     """A claim about all parts: contradicted where one is, reproduced where all are."""
     name = {"greater": "C9", "equivalent": "C2"}[direction]
-    parts, rule = [Estimate(*part, 9) for part in parts], CLAIMS[name].verdict
-    assert judging(notebook, ["decides"]).decides(name, parts) == which and rule(parts[which]) == verdict
+    parts, rule = [Estimate(part[0], part[1], part[2], 9) for part in parts], CLAIMS[name].verdict
+    assert judging(notebook, ["decides"], {}).decides(name, parts) == which and rule(parts[which]) == verdict
     each = {rule(part) for part in parts}
     assert verdict == next((v for v in ("contradicted", "inconclusive") if v in each), "reproduced")
 
@@ -407,7 +408,7 @@ def judge(notebook: str, name: str, parts: list[tuple[Ends, Ends]]) -> tuple[dic
         return interval(values / unit)
 
     made = [lambda m, two=two: gap(*{"choice": two[0], "top1": two[1], "nll": (0, -9, 9)}[m]) for two in parts]
-    judging(notebook, ["judge", "ACCURACIES"], in_unit=in_unit, **known).judge(name, made)
+    judging(notebook, ["judge", "ACCURACIES"], known | {"in_unit": in_unit}).judge(name, made)
     return judged[name], metrics
 
 
@@ -428,7 +429,7 @@ BOTH = [  # name, by four choices, by top-1, verdict
 def test_a_verdict_needs_both_accuracies(notebook, name, choice, top1, verdict):
     name = name if notebook == NOTEBOOK else {"C1": "C1b", "C2": "C2r"}[name]
     row, metrics = judge(notebook, name, [(choice, top1)])
-    assert row["verdict"] == verdict and metrics[f"{name}_by_top1"] == Estimate(*top1, 9)
+    assert row["verdict"] == verdict and metrics[f"{name}_by_top1"] == Estimate(top1[0], top1[1], top1[2], 9)
     alone = {row[m].split(", ")[-1] for m in ("choice", "top1")}
     assert verdict == (alone.pop() if len(alone) == 1 else "inconclusive")
 
