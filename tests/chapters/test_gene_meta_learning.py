@@ -41,7 +41,6 @@ NAMES = (
         "FIXED",
         "SHORT",
         "CHOICES",
-        "span",
         "per_fold",
     ),
     *("kept_choices", "kept_scores", "compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
@@ -308,11 +307,7 @@ def test_the_jackknife_covers():
     assert inside >= 104  # .87; below it with probability .0003 if the coverage is .95
 
 
-def test_span_and_folds(nb):
-    from helpers.stats import Estimate
-
-    found = nb.span([Estimate(1.0, 0.5, 1.5, 4), Estimate(-1.0, -2.0, 0.1, 3)])
-    assert (found.value, found.low, found.high, found.n) == (0.0, -2.0, 1.5, 3)
+def test_an_auroc_within_folds_takes_no_pair_across_them(nb):
     y, test = np.array([0, 1, 0, 1, 0, 1]), [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])] * 2
     score = np.array([[0, 1, 5, 6, 9, 8], [1, 0, 1, 0, 1, 0.0]])
     assert nb.per_fold(score, y, test) == pytest.approx([2 / 3, 0])

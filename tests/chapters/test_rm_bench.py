@@ -274,12 +274,6 @@ def test_a_reward_that_is_not_a_number_is_an_error_and_no_prompt_less():
     assert per_prompt("x")[0].tolist() == [[[100, 100, 100]]]
 
 
-def test_a_claim_of_two_spans_needs_both():
-    either = lift(NOTEBOOK, ["either_span"]).either_span
-    a, b = Estimate(7.0, 2.0, 12.0, 8), Estimate(-27.0, -40.0, -15.0, 8)
-    assert either(a, b) == either(b, a) == Estimate(-10.0, -40.0, 12.0, 8)
-
-
 def test_aggregates_follow_their_formulas():
     aggregates = lift(NOTEBOOK, ["AGGREGATES"], {}).AGGREGATES
     logp = np.array([-3.0, -4.0])
