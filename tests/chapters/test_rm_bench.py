@@ -3,6 +3,7 @@
 import ast
 import copy
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 import torch
 from lift import _replace_once, lift, sabotage
 from nbclient import NotebookClient
-from rm_bench_golden import CUTS, SHORT, begins_with_a_token, records, texts
+from rm_bench_golden import CUTS, QUESTION, SHORT, begins_with_a_token, records, texts
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -319,6 +320,7 @@ def keeping(tmp_path):
         "getsource": lambda f: "one definition",
         "devices": "one",
         "judge_tokens": 8,
+        "JUDGES": {},
     }
     kept_scores = lift(LEADERBOARD, ["kept_scores"], given).kept_scores
 
@@ -410,44 +412,85 @@ def test_replies_of_a_judge_are_read_or_count_for_nobody(reply, want):
     assert lift(LEADERBOARD, ["verdict"]).verdict(reply) == want
 
 
-def test_every_pair_is_shown_in_both_orders():
-    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGE"]), []
+@pytest.mark.parametrize(
+    ("reply", "want"),
+    [
+        (r"So \boxed{A>>B}", 1),
+        (r"\boxed{A>B}", 1),
+        (r"\boxed{A=B}", 0),
+        (r"$\boxed{B>A}$.", -1),
+        (r"\boxed{B>>A}", -1),
+        (r"\boxed{{A>>B}}", 1),
+        (r"\\boxed{B > A}", -1),
+        (r"\boxed{\text{A>B}}", 1),
+        (r"First \boxed{A>>B}, finally \boxed{A>B}", 1),
+        (r"\boxed{A>B}, no, \boxed{B>A}", 0),
+        (r"\boxed{A>B} or \boxed{A=B}", 0),
+        (r"\boxed{A>A}", 0),
+        (r"\boxed{A}", 0),
+        ("A>>B", 0),
+        ("[[A]]", 0),
+        ("", 0),
+    ],
+)
+def test_boxes_of_the_released_wording_are_read_by_their_sign(reply, want):
+    assert lift(LEADERBOARD, ["boxed_verdict"]).boxed_verdict(reply) == want
+
+
+def test_the_released_wording_is_that_of_the_readme():
+    asked = lift(LEADERBOARD, ["RELEASED"]).RELEASED.format(*QUESTION.values())
+    assert hashlib.sha256(asked.encode()).hexdigest() == GOLDEN["judge"]
+    for said in ("A>>B", "A>B", "A=B", "B>A", "B>>A"):
+        assert rf"\boxed{{{said}}}" in asked
+
+
+WORDINGS = {"released": ("Assistant A's Answer|>\n{}", r"\boxed{A>B}", r"\boxed{B>>A}")}
+WORDINGS["our"] = ("[Answer A]\n{}", "[[A]]", "[[B]]")
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_every_pair_is_shown_in_both_orders(wording):
+    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGES"]), []
     items = [("q", ["r1", "r2", "r3", "w1", "w2", "w3"]), ("p", ["R1", "R2", "R3", "W1", "W2", "W3"])]
+    place, first, second = WORDINGS[wording]
 
     def ask(texts):
         seen.extend(texts)
-        return ["[[A]]" if "[Answer A]\nr" in text or "[Answer A]\nR" in text else "[[B]]" for text in texts]
+        return [first if place.format("r") in text or place.format("R") in text else second for text in texts]
 
-    votes = names.pair_verdicts(ask, items)
+    votes = names.pair_verdicts(ask, items, wording)
     assert (votes == 1).all() and votes.shape == (2, 18)  # a judge that knows all
-    want = [names.JUDGE.format("q", *pair) for i in "123" for j in "123" for pair in [(f"r{i}", f"w{j}")]]
-    assert seen[:18:2] == want and seen[1:18:2] == [
-        names.JUDGE.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"
-    ]
+    template = names.JUDGES[wording][0]
+    assert seen[:18:2] == [template.format("q", f"r{i}", f"w{j}") for i in "123" for j in "123"]
+    assert seen[1:18:2] == [template.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"]
     np.testing.assert_allclose(names.judge_levels(votes), 100)
     one, tie, lost = np.array([1, 0]), np.array([1, -1]), np.array([-1, 0])  # of two orders
     votes = np.array([[*one, *tie, *tie, *lost, *one, *tie, *tie, *tie, *one]])
     np.testing.assert_allclose(names.judge_levels(votes), [[0, 100, 0]])
 
 
-def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer):
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer, wording):
     """The verdict is replaced by a number that identifies the reply."""
     lm = load_lm("smollm2-135m-instruct")
-    given = {"judge_tokens": 3, "verdict": lambda reply: zlib.crc32(reply.encode()) % 1000 + 1}
-    names = lift(LEADERBOARD, ["judge_verdicts", "JUDGE"], given)
+    read = lambda reply: zlib.crc32(reply.encode()) % 1000 + 1  # noqa: E731
+    longest = {"released": 3, "our": 12}[wording]
+    names = lift(LEADERBOARD, ["judge_verdicts", "JUDGES"], {"judge_tokens": 3})
+    template = names.JUDGES[wording][0]
+    given = {"judge_tokens": 3, "JUDGES": {wording: (template, read)}}
+    names = lift(LEADERBOARD, ["judge_verdicts"], given)
     items = [("Name a colour.", ["Red.", "Seven."]), ("How much is 7 times 8?", ["It is 56.", "It is 54."])]
     want = []
     for prompt, (right, wrong) in items:
         for sign, pair in ((1, (right, wrong)), (-1, (wrong, right))):
-            chat = [{"role": "user", "content": names.JUDGE.format(prompt, *pair)}]
+            chat = [{"role": "user", "content": template.format(prompt, *pair)}]
             ids = tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
             )
-            said = lm.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-            reply = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
-            want.append(sign * given["verdict"](reply))
+            said = lm.model.generate(ids, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            want.append(sign * read(tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)))
     assert len(set(map(abs, want))) > 1
-    assert names.judge_verdicts(lm, items, 300).ravel().tolist() == want
+    assert names.judge_verdicts(lm, items, 600, wording).ravel().tolist() == want
 
 
 def test_picks_are_correlated_over_models():
@@ -500,7 +543,8 @@ def test_the_cells_of_the_full_preset_run_on_tiny_models(tmp_path, tokenizer, mo
     record = json.loads(path.read_text())
     assert {"C4", "C6b", "C8", "C8b", "C9"} <= record["claims"].keys()
     assert record["claims"]["C4"]["n"] == 12 and record["claims"]["C6b"]["n"] == 4 and record["claims"]["C9"]["n"] == 8
-    assert record["metrics"]["judge: verdicts that turn with the order"]["n"] == 8 * 9
+    assert record["metrics"]["judge, released wording: verdicts that turn with the order"]["n"] == 8 * 9
+    assert record["metrics"]["judge: gap of the released wording minus gap of ours"]["n"] == 8
     assert not list(path.parent.glob("*.work"))
 
 
