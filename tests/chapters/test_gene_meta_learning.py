@@ -97,7 +97,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def choosing():
-    names = ("start", "logits", "learn", "fold_curves", "readings", "elsewhere")
+    names = ("start", "logits", "learn", "fold_curves", "readings", "elsewhere", "HALVES")
     extra = {"run": FakeRun(), "epochs": 3, "widths": [4, 6], "batch_sizes": [8], "n_repeats": 2, "learning_rate": 0.01}
     return lift(f"{FOLDER}/choosing_on_test.ipynb", names, extra)
 
@@ -412,6 +412,7 @@ def test_curves_and_what_is_read_off_them(choosing):
     lucky = flat.copy()
     lucky[0, 0, 1] = 1.0  # good on one of the folds only
     assert choosing.readings(lucky)["best on test"] == 0.55 and choosing.elsewhere(lucky)["best on test"] == 0.5
+    assert choosing.elsewhere(lucky)["best on half"] == pytest.approx(0.55)  # in every second halving .6
     better = flat.copy()
     better[0, :, 1] = 1.0  # good on every fold
     assert choosing.readings(better)["best on test"] == choosing.elsewhere(better)["best on test"] == 1
