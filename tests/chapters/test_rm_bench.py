@@ -679,6 +679,13 @@ def test_readme_and_derived_table_give_the_same_leaderboard():
     assert tables[0].equals(tables[1])
 
 
+def test_the_models_of_the_paper_hold_that_of_its_figure_and_those_of_its_table():
+    names = lift(LEADERBOARD, ["IN_PAPER", "TABLE_3"])
+    known = [name.strip() for name in names.IN_PAPER.split(",")]
+    assert len(known) == len(set(known)) == 16 and sum("FsfairX" in name for name in known) == 1
+    assert {row.split(",")[0] for row in names.TABLE_3.splitlines()[1:]} <= set(known)
+
+
 def test_a_markdown_leaderboard_is_read():
     parse = lift(LEADERBOARD, ["parse_leaderboard"]).parse_leaderboard
     row = "| [A-8B](https://example.org) | Scalar RM | 1 | 2 | 3 | 4 | 9.5 | 8 | - | 2.5 | - | 2.5 | True | Open |"
