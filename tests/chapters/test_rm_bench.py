@@ -474,9 +474,9 @@ def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer,
     """The verdict is replaced by a number that identifies the reply."""
     lm = load_lm("smollm2-135m-instruct")
     read = lambda reply: zlib.crc32(reply.encode()) % 1000 + 1  # noqa: E731
-    longest = {"released": 16, "our": 12}[wording]
+    longest = {"released": 16, "our": 4}[wording]
     template = lift(LEADERBOARD, ["JUDGES"]).JUDGES[wording][0]
-    given = {"judge_tokens": 16, "JUDGES": {wording: (template, read)}}
+    given = {"judge_tokens": 4, "JUDGES": {wording: (template, read)}}
     names = lift(LEADERBOARD, ["judge_verdicts"], given)
     items = [("Name a colour.", ["Red.", "Seven."]), ("How much is 7 times 8?", ["It is 56.", "It is 54."])]
     want = []
