@@ -13,6 +13,7 @@ strata of two units (.92); a correlation of twelve pairs (.90); with eight units
 chance of a seed with a unit outweighs both (.98 to .99).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -203,6 +204,30 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     mean, error = values.mean(), values.std(ddof=1) / np.sqrt(values.size)
     half = error * scipy_stats.t.ppf((1 + level) / 2, values.size - 1)
     return Estimate(float(mean), float(mean - half), float(mean + half), int(values.size), level)
+
+
+def span(estimates: Sequence[Estimate]) -> Estimate:
+    """What holds whichever of several estimates is taken: from the lowest end of all to the highest.
+
+    A claim judged by it is decided only where every one of them gives the same answer, so that its verdict does not
+    hang on one measure, weight or arm. It is never shorter than one of them, and covers no less.
+
+    Args:
+        estimates: at least one, of one level.
+
+    Returns:
+        The mean of the values, the lowest and the highest end, and the smallest n. Undefined if one of them is.
+
+    Raises:
+        ValueError: no estimate, or estimates of different levels.
+    """
+    if len({e.level for e in estimates}) != 1:
+        raise ValueError(f"a span needs estimates of one level, got {sorted({e.level for e in estimates})}")
+    n, level = min(e.n for e in estimates), estimates[0].level
+    if any(e.undefined for e in estimates):
+        return Estimate(np.nan, np.nan, np.nan, n, level)
+    low, high = min(e.low for e in estimates), max(e.high for e in estimates)
+    return Estimate(float(np.mean([e.value for e in estimates])), low, high, n, level)
 
 
 def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:
