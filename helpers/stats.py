@@ -14,7 +14,6 @@ chance of a seed with a unit outweighs both (.98 to .99).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from helpers.draws import Statistic, cluster_members, groups_of, picks, statistic_of_units, tail_of, value_of
+from helpers.estimate import Estimate
 
 RARE = 0.05  # share of resamples in which a statistic may be undefined without making the interval undefined
 
@@ -36,39 +36,6 @@ class Options(TypedDict, total=False):
     n_resamples: int
     level: float
     rng: np.random.Generator | None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: the point estimate; NaN, like both ends, where it is undefined (an AUROC without one of the classes).
-        low, high: ends of the interval at `level`.
-        n: how many units were sampled (prompts, patients, seeds ...).
-        level: confidence level of the interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    level: float = 0.95
-
-    def __post_init__(self) -> None:
-        """Reject what is not an interval; a single NaN would pass every later comparison as "inside"."""
-        numbers = [self.value, self.low, self.high]
-        if not self.undefined and not (np.all(np.isfinite(numbers)) and self.low <= self.high):
-            raise ValueError(f"not an interval: value {self.value}, low {self.low}, high {self.high}")
-
-    @property
-    def undefined(self) -> bool:
-        """True where there is no number at all."""
-        return bool(np.all(np.isnan([self.value, self.low, self.high])))
-
-    def __str__(self) -> str:
-        """Write the estimate as `value [low, high]`."""
-        return "undefined" if self.undefined else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def bootstrap(

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,9 +65,9 @@ def test_log_probabilities_and_samples_survive_a_small_card(tiny_lm, monkeypatch
 
     def numbers():
         texts = generate(tiny_lm, prompts, 4, 2, generator=torch.Generator().manual_seed(0)).token_ids
-        return [list(map(len, response_logprobs(tiny_lm, PAIRS)))], [[t.tolist() for t in row] for row in texts]
+        return response_logprobs(tiny_lm, PAIRS), [[t.tolist() for t in row] for row in texts]
 
-    wanted, forward = numbers(), tiny_lm.model.base_model.forward
+    (logprobs, texts), forward = numbers(), tiny_lm.model.base_model.forward
 
     def small(input_ids, **rest):
         if len(input_ids) > 2:
@@ -74,7 +75,10 @@ def test_log_probabilities_and_samples_survive_a_small_card(tiny_lm, monkeypatch
         return forward(input_ids, **rest)
 
     monkeypatch.setattr(tiny_lm.model.base_model, "forward", small)
-    assert numbers() == wanted
+    found, written = numbers()
+    assert written == texts
+    for one, wanted in zip(found, logprobs, strict=True):
+        np.testing.assert_allclose(one, wanted, atol=1e-5)
     assert "half as large" in capsys.readouterr().out
 
 
