@@ -55,6 +55,7 @@ def card_html(record: Record, regression: str) -> str:
         regression: what the regression check said.
     """
     card = record.card
+    gpu = card.get("peak_gpu_memory_mb")
     trial = ", changed: " + ", ".join(f"{k} = {v!r}" for k, v in record.changed.items()) if record.changed else ""
     rows = {
         "preset and seed": f"{record.preset}, seed {record.seed}{trial}",
@@ -64,7 +65,7 @@ def card_html(record: Record, regression: str) -> str:
         "device": f"{card['device']}, {card['threads']} thread(s)",
         "software": f"Python {card['python']}; " + "; ".join(f"{k} {v}" for k, v in card["packages"].items()),
         "wall time": f"{card['wall_s']} s",
-        "peak memory": f"{card['peak_memory_mb']} MB",
+        "peak memory": f"{card['peak_memory_mb']} MB" + (f", GPU {gpu} MB" if gpu else ""),
         "finished": card["finished"],
         "regression": regression,
     }

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from helpers.activations import capture
+from helpers.memory import rows_that_fit, shrinking
 from helpers.models import LanguageModel
 from helpers.sampling import sample_tokens, stopped
 
@@ -95,10 +95,10 @@ def generate(
             `model.layers.14.mlp`, whose outputs at the generated tokens are kept.
         hidden_last_only: keep them at the last token of a sample only.
         prefix: text before every prompt (worked examples), computed once; prompts are then encoded on their own.
-        max_rows: at most so many samples side by side; bounds memory.
+        max_rows: at most so many samples side by side; fewer where the memory of a GPU asks for it.
         share: samples of a prompt are one row of the batch until they first differ; False computes each by itself, as
             a plain batch does (to measure what that costs).
-        progress: title of a progress bar over batches; none by default.
+        progress: title of a progress bar over prompts; none by default.
 
     Raises:
         ValueError: no prompts, an empty one, one that does not fit the context, or a missing generator.
@@ -118,13 +118,17 @@ def generate(
     if head:
         shared = lm.model(torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths side by side
-    per_batch = max(1, max_rows // n_samples)
+    longest = len(head) + max(map(len, ids)) + max_new_tokens
+    per_batch = max(1, rows_that_fit(lm.model, longest, max_rows) // n_samples)
     rows: list[list[dict[str, Any]]] = [[] for _ in ids]
-    for start in tqdm(range(0, len(order), per_batch), desc=progress, disable=not progress):
-        chosen = order[start : start + per_batch]
-        batch = _run_batch(lm, [ids[i] for i in chosen], uniform[chosen].flatten(0, 1), shared, len(head), settings)
+
+    def sample(chosen: Sequence[int]) -> None:
+        numbers = uniform[list(chosen)].flatten(0, 1)
+        batch = _run_batch(lm, [ids[i] for i in chosen], numbers, shared, len(head), settings)
         for position, i in enumerate(chosen):
             rows[i] = batch[position * n_samples : (position + 1) * n_samples]
+
+    shrinking(order, per_batch, sample, progress=progress)
 
     def column(name: str) -> list[list[Any]]:
         return [[row[name] for row in samples] for samples in rows]

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
+from helpers.memory import shrinking
 from helpers.models import LanguageModel
 
 
@@ -36,14 +36,15 @@ def token_budget_batches(lengths: Sequence[int], token_budget: int) -> Iterator[
     Sorting puts equal lengths together, so that little is padded; a single item above the budget is its own batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
+    while order:
+        batch = order[: rows_within(lengths[order[0]], token_budget)]
         yield batch
+        order = order[len(batch) :]
+
+
+def rows_within(longest: int, token_budget: int) -> int:
+    """Return how many rows of this many tokens fit a budget, at least one."""
+    return max(1, token_budget // longest)
 
 
 @torch.inference_mode()
@@ -63,7 +64,7 @@ def response_logprobs(
     Args:
         lm: language model.
         pairs: (prompt, response) texts; chat templates are the caller's business.
-        token_budget: padded tokens per batch.
+        token_budget: padded tokens per batch; halved where the memory runs out.
         max_length: see `encode_pair`.
         progress: show a progress bar.
 
@@ -73,11 +74,20 @@ def response_logprobs(
     encoded = [encode_pair(lm, prompt, response, max_length) for prompt, response in pairs]
     lengths = [len(left) + len(right) for left, right in encoded]
     out: list[np.ndarray] = [np.empty(0)] * len(pairs)
-    with tqdm(total=sum(lengths), unit="tok", disable=not progress, desc="log-probabilities") as bar:
-        for rows in token_budget_batches(lengths, token_budget):
-            for i, values in zip(rows, _batch_logprobs(lm, [encoded[i] for i in rows]), strict=True):
-                out[i] = values
-            bar.update(sum(lengths[i] for i in rows))
+
+    def score(rows: Sequence[int]) -> None:
+        for i, values in zip(rows, _batch_logprobs(lm, [encoded[i] for i in rows]), strict=True):
+            out[i] = values
+
+    shrinking(
+        sorted(range(len(pairs)), key=lambda i: -lengths[i]),
+        token_budget,
+        score,
+        take=lambda rows, budget: rows[: rows_within(lengths[rows[0]], budget)],
+        progress="log-probabilities" if progress else "",
+        unit="tok",
+        weight=lambda i: lengths[i],
+    )
     return out
 
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from helpers.memory import shrinking
 from helpers.packaged import as_safetensors, packaged
 
 # Reports of loading (bars, dequantisation notes) would stand in every page.
@@ -97,8 +98,8 @@ class Encoder:
         """Return unit vectors, float32 (len(texts), dim); texts are sorted by length to waste little padding."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         out = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+
+        def embed(rows: Sequence[int]) -> None:
             batch = self.tokenizer(
                 [texts[i] for i in rows],
                 padding=True,
@@ -106,7 +107,10 @@ class Encoder:
                 max_length=self.max_length,
                 return_tensors="pt",
             ).to(self.model.device)
-            out[rows] = _mean_pool(self.model(**batch).last_hidden_state, batch["attention_mask"]).cpu().numpy()
+            vectors = _mean_pool(self.model(**batch).last_hidden_state, batch["attention_mask"])
+            out[list(rows)] = vectors.cpu().numpy()
+
+        shrinking(order, batch_size, embed)
         return out
 
 

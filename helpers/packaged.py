@@ -9,9 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
 from helpers.paths import clear_abandoned, models_dir, share
 
 
@@ -70,6 +67,9 @@ def _convert(gguf: Path, target: Path) -> None:
 
     The folder appears in one step, so that two kernels may do this at the same time.
     """
+    import torch  # here: a notebook that only wants the path of a file needs neither of them
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
     target.parent.mkdir(parents=True, exist_ok=True)
     clear_abandoned(target.parent, ".converting-*")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -19,10 +19,11 @@ from helpers import figures
 from helpers.card import card_html, describe_machine, source_commit
 from helpers.claims import all_outcomes, claims_table, load_claims
 from helpers.lock import lock_of
+from helpers.memory import hold_to
 from helpers.parameters import schema, values_of
 from helpers.paths import chapter_dir, write_atomically
 from helpers.record import Metric, Outcome, Record, committed_records, record_path
-from helpers.request import changed_from_preset
+from helpers.request import changed_from_preset, load_presets
 from helpers.stats import Estimate
 from helpers.verify import RegressionError, compare, expected_of
 
@@ -72,6 +73,8 @@ class Run:
         torch.manual_seed(self.seed)
         if self.device.type == "cpu":
             torch.set_num_threads(1)
+        elif declared:
+            hold_to(load_presets(source).budgets[self.preset].memory_gb)
         if self.changed:
             said = ", ".join(f"{name} = {value!r}" for name, value in self.changed.items())
             print(f"a trial, not the preset {self.preset}: {said}; it has a folder of its own")

@@ -13,7 +13,7 @@ strata of two units (.92); a correlation of twelve pairs (.90); with eight units
 chance of a seed with a unit outweighs both (.98 to .99).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
 from helpers.draws import Statistic, cluster_members, groups_of, picks, statistic_of_units, tail_of, value_of
+from helpers.estimate import Estimate
 
 RARE = 0.05  # share of resamples in which a statistic may be undefined without making the interval undefined
 
@@ -35,39 +36,6 @@ class Options(TypedDict, total=False):
     n_resamples: int
     level: float
     rng: np.random.Generator | None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its interval.
-
-    Attributes:
-        value: the point estimate; NaN, like both ends, where it is undefined (an AUROC without one of the classes).
-        low, high: ends of the interval at `level`.
-        n: how many units were sampled (prompts, patients, seeds ...).
-        level: confidence level of the interval.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    level: float = 0.95
-
-    def __post_init__(self) -> None:
-        """Reject what is not an interval; a single NaN would pass every later comparison as "inside"."""
-        numbers = [self.value, self.low, self.high]
-        if not self.undefined and not (np.all(np.isfinite(numbers)) and self.low <= self.high):
-            raise ValueError(f"not an interval: value {self.value}, low {self.low}, high {self.high}")
-
-    @property
-    def undefined(self) -> bool:
-        """True where there is no number at all."""
-        return bool(np.all(np.isnan([self.value, self.low, self.high])))
-
-    def __str__(self) -> str:
-        """Write the estimate as `value [low, high]`."""
-        return "undefined" if self.undefined else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def bootstrap(
@@ -203,6 +171,30 @@ def seed_interval(values: ArrayLike, level: float = 0.95) -> Estimate:
     mean, error = values.mean(), values.std(ddof=1) / np.sqrt(values.size)
     half = error * scipy_stats.t.ppf((1 + level) / 2, values.size - 1)
     return Estimate(float(mean), float(mean - half), float(mean + half), int(values.size), level)
+
+
+def span(estimates: Sequence[Estimate]) -> Estimate:
+    """What holds whichever of several estimates is taken: from the lowest end of all to the highest.
+
+    A claim judged by it is decided only where every one of them gives the same answer, so that its verdict does not
+    hang on one measure, weight or arm. It is never shorter than one of them, and covers no less.
+
+    Args:
+        estimates: at least one, of one level.
+
+    Returns:
+        The mean of the values, the lowest and the highest end, and the smallest n. Undefined if one of them is.
+
+    Raises:
+        ValueError: no estimate, or estimates of different levels.
+    """
+    if len({e.level for e in estimates}) != 1:
+        raise ValueError(f"a span needs estimates of one level, got {sorted({e.level for e in estimates})}")
+    n, level = min(e.n for e in estimates), estimates[0].level
+    if any(e.undefined for e in estimates):
+        return Estimate(np.nan, np.nan, np.nan, n, level)
+    low, high = min(e.low for e in estimates), max(e.high for e in estimates)
+    return Estimate(float(np.mean([e.value for e in estimates])), low, high, n, level)
 
 
 def proportion(successes: int, n: int, level: float = 0.95) -> Estimate:

@@ -10,6 +10,7 @@ functions are executed, none of their code is kept.
 import ast
 import contextlib
 import copy
+import hashlib
 import json
 import random
 import sys
@@ -110,6 +111,16 @@ def classified(pipeline: type, tokenizer, model, longest: int) -> list[list[floa
     return rows
 
 
+QUESTION = {"question": "Q?", "answer_1": "one", "answer_2": "two"}
+
+
+def judge_question(readme: str) -> str:
+    """Hash of the question that the README's template for judges makes of QUESTION."""
+    template = readme.split("The prompt template used for comparision")[1].split("```")[1].strip("\n")
+    asked = template.replace("\\\\", "\\").format(**QUESTION)  # it stands there as in a source file
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
 def main(reward_bench: Path, rm_bench: Path) -> dict:
     """All golden numbers."""
     from tiny import tiny_llama
@@ -137,6 +148,7 @@ def main(reward_bench: Path, rm_bench: Path) -> dict:
         out[name]["with reference"] = released(*parts, reference, "avg")[0]
     with contextlib.redirect_stdout(sys.stderr):  # it says what it does
         accuracy = score["compute_accuracy"](records())
+    out["judge"] = judge_question((rm_bench / "README.md").read_text(encoding="utf8"))
     return out | {"accuracy": {name: round(float(value), 10) for name, value in accuracy.items()}}
 
 

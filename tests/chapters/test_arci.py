@@ -1,7 +1,8 @@
 """Chapter arci: released numbers, a plain loop for one patient, the other implementation, errors, presets, a sabotage.
 
 The numbers in GOLDEN were made by executing the released layers (ARCI e0fac8e), the contrastive loss of the same
-commit, the measures that it uses, and PyHealth 1.1.6's RETAIN layer, on the inputs that each entry states.
+commit, the measures that it uses, and layers of RETAIN and GAMENet of PyHealth 1.1.6, on the inputs that each entry
+states.
 """
 
 import importlib.util
@@ -416,6 +417,19 @@ def test_retain_layer_equals_the_library(nb):
     assert not torch.allclose(found[False], wanted, atol=1e-2)
 
 
+def test_memory_layer_equals_the_library(nb, monkeypatch):
+    """GAMENet's layer with a bank in place of its graphs, on patients whose four places are filled."""
+    draw = lambda s, *shape: torch.tensor(np.random.RandomState(s).randn(*shape) / 2, dtype=torch.float32)  # noqa: E731
+    net = nb.Memory(1, torch.Generator(), 6, 4, dropout=0.0)
+    net.bank.data = draw(300, 6, 4)[None]
+    net.out.weight.data, net.out.bias.data = draw(302, 6, 12).T[None], draw(303, 6)[None, None]
+    monkeypatch.setattr(net.gru, "forward", lambda _: draw(301, 5, 4, 4)[None])
+    past = (draw(304, 5, 4, 6) > 0.1).float()
+    with torch.no_grad():
+        found = net(nb.Batch([], past[None], torch.full((1, 5), 4)))[0][0].sigmoid()
+    torch.testing.assert_close(found, torch.tensor(GOLDEN["memory_layer"]["out"]), atol=2e-6, rtol=1e-5)
+
+
 def test_ranks_equal_the_released_ones_on_visits_with_enough_drugs(nb, choosing):
     """The release counts only visits with k true drugs; here all count, so the others are left out for once."""
     y, p, _ = golden_inputs()
@@ -700,6 +714,32 @@ def test_popularity_ranks_by_counts(nb, patients):
     assert popular[fit.scores[0, 0].argmax()] == popular.max()
 
 
+def test_a_copy_is_the_last_shown_visit(nb):
+    """Three visits of five drugs: the second one is copied for the third, whatever the first one had."""
+    visits = torch.zeros(2, 3, 5, dtype=torch.bool)
+    visits[0, 0, [0, 1]] = visits[0, 1, [1, 2]] = visits[0, 2, [1, 2, 3]] = True
+    visits[1, 0, [4]] = visits[1, 1, [0, 4]] = visits[1, 2, [0]] = True
+    data = nb.build(visits, new=False)
+    for row, (person, when) in enumerate(zip(data.patient.tolist(), data.when.tolist(), strict=True)):
+        assert torch.equal(nb.features(data)[row, 5:].bool(), visits[person, when - 1])
+        assert torch.equal(nb.features(data)[row, :5].bool(), visits[person, :when].any(0))
+    assert sorted(data.when.tolist()) == [1, 1, 2, 2]
+
+
+def test_copies_and_counts_of_the_demo(nb):
+    """The set of a copy is the last visit, the rest follows by popularity; popularity has one set for all."""
+    visits = torch.zeros(3, 2, 6, dtype=torch.bool)
+    visits[:, :, 0] = visits[0, :, 1] = visits[1, :, 2] = visits[2, 1, 2] = True
+    data, one = nb.build(visits, new=False), torch.tensor([[0, 1, 2]])
+    given = {"folds": nb.Task(data, data, one, one, one), "data": data, "task": "all", "RUNS": [(0, 0)], "V": 6}
+    given |= {"hot": visits.flatten(0, 1).numpy(), "person": np.repeat(np.arange(3), 2), "owner": np.arange(3)}
+    page = lift(f"{FOLDER}/demo.ipynb", ("fit_counts",), SIZES | given | vars(nb))
+    scores = {copy: page.fit_counts(copy=copy).scores[0] for copy in (True, False)}
+    assert torch.equal(scores[True] > 0.495, visits[:, 0])
+    assert scores[True][0].argsort(descending=True)[:3].tolist() == [0, 1, 2]
+    assert (scores[False] > 0.495).tolist() == [[True, False, True, False, False, False]] * 3  # two a visit, rounded
+
+
 def test_permuted_answers_keep_what_is_barred(nb, patients):
     visits = torch.as_tensor(patients[1])
     task = nb.own_worlds(True, [visits, visits.flip(0)], 40, 40)
@@ -923,6 +963,22 @@ def test_interaction_rates_have_one_value(demo, safety):
 @pytest.mark.parametrize(
     ("notebook", "preset", "values"),
     [
+        (
+            "arci",
+            "gpu",
+            {
+                **{"n_patients": 60, "n_test": 40, "n_worlds": 2, "max_steps": 10, "check": 5},
+                **{"rates": "[0.01]", "dropouts": "[0.1]", "penalties": "[0.1]", "batch_size": 16, "dim": 8},
+            },
+        ),
+        (
+            "heads",
+            "gpu",
+            {
+                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "variant_steps": 10, "check": 5, "dim": 8},
+                **{"rates": "[0.01]", "dropouts": "[0.1]", "weights": "[0.2]", "batch_size": 16},
+            },
+        ),
         (
             "choosing",
             "gpu",

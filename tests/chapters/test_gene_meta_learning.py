@@ -41,7 +41,6 @@ NAMES = (
         "FIXED",
         "SHORT",
         "CHOICES",
-        "span",
         "per_fold",
     ),
     *("kept_choices", "kept_scores", "compare", "accuracy", "macro_f1", "average_precision", "paired_gain", "mean_of"),
@@ -98,7 +97,7 @@ def networks():
 
 @pytest.fixture(scope="module")
 def choosing():
-    names = ("start", "logits", "learn", "fold_curves", "readings", "elsewhere")
+    names = ("start", "logits", "learn", "fold_curves", "readings", "elsewhere", "HALVES")
     extra = {"run": FakeRun(), "epochs": 3, "widths": [4, 6], "batch_sizes": [8], "n_repeats": 2, "learning_rate": 0.01}
     return lift(f"{FOLDER}/choosing_on_test.ipynb", names, extra)
 
@@ -308,11 +307,7 @@ def test_the_jackknife_covers():
     assert inside >= 104  # .87; below it with probability .0003 if the coverage is .95
 
 
-def test_span_and_folds(nb):
-    from helpers.stats import Estimate
-
-    found = nb.span([Estimate(1.0, 0.5, 1.5, 4), Estimate(-1.0, -2.0, 0.1, 3)])
-    assert (found.value, found.low, found.high, found.n) == (0.0, -2.0, 1.5, 3)
+def test_an_auroc_within_folds_takes_no_pair_across_them(nb):
     y, test = np.array([0, 1, 0, 1, 0, 1]), [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])] * 2
     score = np.array([[0, 1, 5, 6, 9, 8], [1, 0, 1, 0, 1, 0.0]])
     assert nb.per_fold(score, y, test) == pytest.approx([2 / 3, 0])
@@ -417,6 +412,7 @@ def test_curves_and_what_is_read_off_them(choosing):
     lucky = flat.copy()
     lucky[0, 0, 1] = 1.0  # good on one of the folds only
     assert choosing.readings(lucky)["best on test"] == 0.55 and choosing.elsewhere(lucky)["best on test"] == 0.5
+    assert choosing.elsewhere(lucky)["best on half"] == pytest.approx(0.55)  # in every second halving .6
     better = flat.copy()
     better[0, :, 1] = 1.0  # good on every fold
     assert choosing.readings(better)["best on test"] == choosing.elsewhere(better)["best on test"] == 1
@@ -515,6 +511,72 @@ def test_values_of_the_released_loss(released_networks, networks, case):
     each = sum(float(after.after_step(net, p, a, b, True)) for a, b in zip(x, y, strict=True))
     assert each == pytest.approx(golden["source"], abs=3e-6)
     assert float(after.outer_loss(net, p, golden_batch(10), (x, y), True)) == pytest.approx(golden["loss"], abs=3e-6)
+
+
+def directions(gradients):
+    """Products of the gradient of each weight with three fixed unit directions, (weights, 3)."""
+    rng, out = np.random.RandomState(7), []
+    for g in gradients:
+        units = [rng.randn(*g.shape) for _ in range(3)]
+        out.append([float((g.detach().numpy() * u).sum() / np.linalg.norm(u)) for u in units])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("kind", ["MLP", "CNN", "Transformer"])
+@pytest.mark.parametrize("alpha", [0.1, 0.7])
+def test_the_released_step_points_where_the_target_loss_does(released_networks, kind, alpha):
+    """The direction of the released gradient, not its length alone; a turned gradient has the same norm."""
+    net, (x, y) = filled(released_networks[kind].eval(), GOLDEN[kind]["shapes"]), golden_batch(10)
+    (alpha * nn.functional.binary_cross_entropy_with_logits(net(x), y)).backward()
+    found = directions([w.grad for w in net.parameters()])
+    golden = np.array(GOLDEN["directions"][kind]["released"][f"alpha {alpha}"])
+    assert np.allclose(found, golden, atol=3e-7, rtol=2e-5) and abs(found).max() > 1e-3
+
+
+ORDERS = {"None 0": None, "first 0.0004": False, "first 0.5": False, "second 0.0004": True, "second 0.5": True}
+
+
+def described(kind, case):
+    """The golden numbers of J as described, the inner step's size, and whether it is differentiated."""
+    golden, eta = GOLDEN["directions"][kind]["described"][case], float(case.split()[1])
+    return golden["loss"], np.array(golden["gradient"]), eta, ORDERS[case]
+
+
+@pytest.fixture
+def double_batches():
+    x, y = map(torch.stack, zip(*[golden_batch(s) for s in (10, 11, 12, 13)], strict=True))
+    return (x[0].double(), y[0].double()), (x[1:].double(), y[1:].double())
+
+
+@pytest.mark.parametrize("kind", ["MLP", "CNN", "Transformer"])
+@pytest.mark.parametrize("case", list(ORDERS))
+def test_the_described_gradient_is_that_of_plain_autograd(released_networks, double_batches, kind, case):
+    """Value and direction of the gradient of J for the released classes, without and with the inner step."""
+    loss, wanted, eta, second_order = described(kind, case)
+    net, (target, sources) = filled(released_networks[kind], GOLDEN[kind]["shapes"]).double(), double_batches
+    J = lift(f"{FOLDER}/networks.ipynb", ["outer_loss", "after_step"], {"alpha": 0.3}).outer_loss
+    p = {k: w.detach() for k, w in net.named_parameters()}
+    assert float(J(net, p, target, sources, second_order, eta)) == pytest.approx(loss, abs=1e-8)
+    g = grad(lambda q: J(net, q, target, sources, second_order, eta))(p)
+    assert np.allclose(directions(g.values()), wanted, atol=1e-7, rtol=1e-7)
+    other = described(kind, case.replace("second", "first"))[1] if second_order and eta > 0.1 else -wanted
+    assert abs(wanted - other).max() > 1e-3  # the two orders are told apart
+
+
+@pytest.mark.parametrize("case", list(ORDERS))
+def test_the_fast_gradient_has_the_direction_of_plain_autograd(nb, double_batches, case):
+    """The main notebook's perceptron with its shortcut, on the weights of the released one."""
+    loss, wanted, eta, second_order = described("MLP", case)
+    net, (target, sources) = nb.MLP(695, 4).double(), double_batches
+    names = ["first.weight", "bias", "middle.weight", "middle.bias", "head.weight", "head.bias"]
+    rng, p = np.random.RandomState(1), {}
+    for name, shape in zip(names, GOLDEN["MLP"]["shapes"], strict=True):
+        inputs = shape[1] if len(shape) > 1 else 4
+        p[name] = torch.as_tensor(rng.randn(*shape) / np.sqrt(inputs), dtype=torch.float32).double()
+    rule = nb.Rule(0 if second_order is None else 1, eta, bool(second_order), alpha=0.3)
+    assert float(nb.outer_loss(net, p, target, sources, rule)) == pytest.approx(loss, abs=1e-8)
+    g = grad(lambda q: nb.outer_loss(net, q, target, sources, rule))(p)
+    assert np.allclose(directions([g[name] for name in names]), wanted, atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize("case", list(GOLDEN["batches and how many are drawn"]))

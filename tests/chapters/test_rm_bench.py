@@ -3,6 +3,7 @@
 import ast
 import copy
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 import torch
 from lift import _replace_once, lift, sabotage
 from nbclient import NotebookClient
-from rm_bench_golden import CUTS, SHORT, begins_with_a_token, records, texts
+from rm_bench_golden import CUTS, QUESTION, SHORT, begins_with_a_token, records, texts
 from tiny import save_tiny, tiny_llama
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -274,12 +275,6 @@ def test_a_reward_that_is_not_a_number_is_an_error_and_no_prompt_less():
     assert per_prompt("x")[0].tolist() == [[[100, 100, 100]]]
 
 
-def test_a_claim_of_two_spans_needs_both():
-    either = lift(NOTEBOOK, ["either_span"]).either_span
-    a, b = Estimate(7.0, 2.0, 12.0, 8), Estimate(-27.0, -40.0, -15.0, 8)
-    assert either(a, b) == either(b, a) == Estimate(-10.0, -40.0, 12.0, 8)
-
-
 def test_aggregates_follow_their_formulas():
     aggregates = lift(NOTEBOOK, ["AGGREGATES"], {}).AGGREGATES
     logp = np.array([-3.0, -4.0])
@@ -325,6 +320,7 @@ def keeping(tmp_path):
         "getsource": lambda f: "one definition",
         "devices": "one",
         "judge_tokens": 8,
+        "JUDGES": {},
     }
     kept_scores = lift(LEADERBOARD, ["kept_scores"], given).kept_scores
 
@@ -416,44 +412,84 @@ def test_replies_of_a_judge_are_read_or_count_for_nobody(reply, want):
     assert lift(LEADERBOARD, ["verdict"]).verdict(reply) == want
 
 
-def test_every_pair_is_shown_in_both_orders():
-    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGE"]), []
+@pytest.mark.parametrize(
+    ("reply", "want"),
+    [
+        (r"So \boxed{A>>B}", 1),
+        (r"\boxed{A>B}", 1),
+        (r"\boxed{A=B}", 0),
+        (r"$\boxed{B>A}$.", -1),
+        (r"\boxed{B>>A}", -1),
+        (r"\boxed{{A>>B}}", 1),
+        (r"\\boxed{B > A}", -1),
+        (r"\boxed{\text{A>B}}", 1),
+        (r"First \boxed{A>>B}, finally \boxed{A>B}", 1),
+        (r"\boxed{A>B}, no, \boxed{B>A}", 0),
+        (r"\boxed{A>B} or \boxed{A=B}", 0),
+        (r"\boxed{A>A}", 0),
+        (r"\boxed{A}", 0),
+        ("A>>B", 0),
+        ("[[A]]", 0),
+        ("", 0),
+    ],
+)
+def test_boxes_of_the_released_wording_are_read_by_their_sign(reply, want):
+    assert lift(LEADERBOARD, ["boxed_verdict"]).boxed_verdict(reply) == want
+
+
+def test_the_released_wording_is_that_of_the_readme():
+    asked = lift(LEADERBOARD, ["RELEASED"]).RELEASED.format(*QUESTION.values())
+    assert hashlib.sha256(asked.encode()).hexdigest() == GOLDEN["judge"]
+    for said in ("A>>B", "A>B", "A=B", "B>A", "B>>A"):
+        assert rf"\boxed{{{said}}}" in asked
+
+
+WORDINGS = {"released": ("Assistant A's Answer|>\n{}", r"\boxed{A>B}", r"\boxed{B>>A}")}
+WORDINGS["our"] = ("[Answer A]\n{}", "[[A]]", "[[B]]")
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_every_pair_is_shown_in_both_orders(wording):
+    names, seen = lift(LEADERBOARD, ["pair_verdicts", "judge_levels", "JUDGES"]), []
     items = [("q", ["r1", "r2", "r3", "w1", "w2", "w3"]), ("p", ["R1", "R2", "R3", "W1", "W2", "W3"])]
+    place, first, second = WORDINGS[wording]
 
     def ask(texts):
         seen.extend(texts)
-        return ["[[A]]" if "[Answer A]\nr" in text or "[Answer A]\nR" in text else "[[B]]" for text in texts]
+        return [first if place.format("r") in text or place.format("R") in text else second for text in texts]
 
-    votes = names.pair_verdicts(ask, items)
+    votes = names.pair_verdicts(ask, items, wording)
     assert (votes == 1).all() and votes.shape == (2, 18)  # a judge that knows all
-    want = [names.JUDGE.format("q", *pair) for i in "123" for j in "123" for pair in [(f"r{i}", f"w{j}")]]
-    assert seen[:18:2] == want and seen[1:18:2] == [
-        names.JUDGE.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"
-    ]
+    template = names.JUDGES[wording][0]
+    assert seen[:18:2] == [template.format("q", f"r{i}", f"w{j}") for i in "123" for j in "123"]
+    assert seen[1:18:2] == [template.format("q", f"w{j}", f"r{i}") for i in "123" for j in "123"]
     np.testing.assert_allclose(names.judge_levels(votes), 100)
     one, tie, lost = np.array([1, 0]), np.array([1, -1]), np.array([-1, 0])  # of two orders
     votes = np.array([[*one, *tie, *tie, *lost, *one, *tie, *tie, *tie, *one]])
     np.testing.assert_allclose(names.judge_levels(votes), [[0, 100, 0]])
 
 
-def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer):
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_a_judge_of_the_bundled_model_replies_as_one_prompt_at_a_time(tokenizer, wording):
     """The verdict is replaced by a number that identifies the reply."""
     lm = load_lm("smollm2-135m-instruct")
-    given = {"judge_tokens": 3, "verdict": lambda reply: zlib.crc32(reply.encode()) % 1000 + 1}
-    names = lift(LEADERBOARD, ["judge_verdicts", "JUDGE"], given)
+    read = lambda reply: zlib.crc32(reply.encode()) % 1000 + 1  # noqa: E731
+    longest = {"released": 16, "our": 4}[wording]
+    template = lift(LEADERBOARD, ["JUDGES"]).JUDGES[wording][0]
+    given = {"judge_tokens": 4, "JUDGES": {wording: (template, read)}}
+    names = lift(LEADERBOARD, ["judge_verdicts"], given)
     items = [("Name a colour.", ["Red.", "Seven."]), ("How much is 7 times 8?", ["It is 56.", "It is 54."])]
     want = []
     for prompt, (right, wrong) in items:
         for sign, pair in ((1, (right, wrong)), (-1, (wrong, right))):
-            chat = [{"role": "user", "content": names.JUDGE.format(prompt, *pair)}]
+            chat = [{"role": "user", "content": template.format(prompt, *pair)}]
             ids = tokenizer.apply_chat_template(
                 chat, add_generation_prompt=True, return_tensors="pt", return_dict=False
             )
-            said = lm.model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-            reply = tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)
-            want.append(sign * given["verdict"](reply))
-    assert len(set(map(abs, want))) > 1
-    assert names.judge_verdicts(lm, items, 300).ravel().tolist() == want
+            said = lm.model.generate(ids, max_new_tokens=longest, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+            want.append(sign * read(tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True)))
+    assert len(set(map(abs, want))) > 1 or wording == "released"  # to which it begins alike
+    assert names.judge_verdicts(lm, items, 600, wording).ravel().tolist() == want
 
 
 def test_picks_are_correlated_over_models():
@@ -506,7 +542,8 @@ def test_the_cells_of_the_full_preset_run_on_tiny_models(tmp_path, tokenizer, mo
     record = json.loads(path.read_text())
     assert {"C4", "C6b", "C8", "C8b", "C9"} <= record["claims"].keys()
     assert record["claims"]["C4"]["n"] == 12 and record["claims"]["C6b"]["n"] == 4 and record["claims"]["C9"]["n"] == 8
-    assert record["metrics"]["judge: verdicts that turn with the order"]["n"] == 8 * 9
+    assert record["metrics"]["judge, released wording: verdicts that turn with the order"]["n"] == 8 * 9
+    assert record["metrics"]["judge: gap of the released wording minus gap of ours"]["n"] == 8
     assert not list(path.parent.glob("*.work"))
 
 
@@ -640,6 +677,13 @@ def test_readme_and_derived_table_give_the_same_leaderboard():
     tables = [parse(file.read_text(encoding="utf8")) for file in files]
     assert len(tables[0]) == 51
     assert tables[0].equals(tables[1])
+
+
+def test_the_models_of_the_paper_hold_that_of_its_figure_and_those_of_its_table():
+    names = lift(LEADERBOARD, ["IN_PAPER", "TABLE_3"])
+    known = [name.strip() for name in names.IN_PAPER.split(",")]
+    assert len(known) == len(set(known)) == 16 and sum("FsfairX" in name for name in known) == 1
+    assert {row.split(",")[0] for row in names.TABLE_3.splitlines()[1:]} <= set(known)
 
 
 def test_a_markdown_leaderboard_is_read():

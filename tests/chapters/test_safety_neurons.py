@@ -47,7 +47,6 @@ NAMES = [
     "contrast",
     "ranked",
     "layer_matched",
-    "size_matched",
     "REFUSAL",
     "PAIRS",
     "TRAINED",
@@ -69,6 +68,7 @@ NAMES = [
     "overlap",
     "shuffle_in_layers",
     "attribution",
+    "baselines",
 ]
 RUN = SimpleNamespace(device=torch.device("cpu"))
 RELEASED = json.loads(Path(__file__).with_name("safety_neurons_golden.json").read_text())
@@ -159,6 +159,26 @@ def test_batching_does_not_change_answers(nb, tiny, guide):
     mask = torch.rand(tiny.shape, generator=torch.Generator().manual_seed(2)) < 0.4
     together = nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask)
     assert together == nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask, batch=1)
+
+
+def test_what_m2_makes_of_the_requests_is_computed_once(nb, tiny, guide):
+    """Every set of neurons starts from the same reading, and the answers are those of a fresh start."""
+    begun: dict = {}
+    masks = [torch.rand(tiny.shape, generator=torch.Generator().manual_seed(k)) < 0.4 for k in range(3)]
+    for mask in masks:
+        fresh = nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask, batch=2)
+        assert nb.greedy(tiny, REQUESTS, 6, guide=guide, mask=mask, batch=2, begun=begun) == fresh
+    assert sorted(map(len, begun)) == [1, 2]  # two batches
+    reads: list[int] = []
+    hook = tiny.lm.model.register_forward_pre_hook(lambda *_: reads.append(1))
+    nb.greedy(tiny, REQUESTS, 1, guide=guide, mask=masks[0], batch=2, begun=begun)
+    hook.remove()
+    assert len(reads) == 2  # the patched model reads each batch, M2 none
+
+
+def test_m2_is_scored_by_the_pass_that_notes_its_activations(nb, tiny, guide):
+    probe = nb.Probe(tiny, REQUESTS, nb.held_out(REQUESTS, 2), guide, nb.against_unrelated(2))
+    assert np.allclose(probe.of_guide, probe.score(guide), atol=1e-6)
 
 
 def plain_logprob(lm, left: list[int], right: list[int]) -> torch.Tensor:
@@ -409,17 +429,6 @@ def test_rankings_and_controls(nb):
     control = nb.layer_matched(mask, rng)
     assert (control.sum(1) == mask.sum(1)).all() and not (control & mask).any()
     assert nb.overlap(mask, mask) == 1 and nb.overlap(mask, window) == 0
-
-
-def test_size_matched_pairs_neurons_of_about_one_size(nb):
-    size = torch.rand(3, 400, generator=torch.Generator().manual_seed(3))
-    mask = torch.rand(3, 400, generator=torch.Generator().manual_seed(4)) < 0.05
-    size[mask.nonzero()[0][0], mask.nonzero()[0][1]] = 9.0  # nothing of its size is free
-    kept, partners = nb.size_matched(mask, size, np.random.default_rng(0))
-    assert kept.sum() == partners.sum() and not (kept & ~mask).any() and not (partners & mask).any()
-    assert 0.8 * mask.sum() <= kept.sum() < mask.sum() and size[kept].max() < 9
-    ratio = size[partners].sort().values / size[kept].sort().values
-    assert ((ratio - 1).abs() <= 0.11).all()
 
 
 def test_too_few_requests_are_an_error(nb):
@@ -685,10 +694,9 @@ def test_patching_from_another_model_matches_the_main_notebook(nb, tiny, guide, 
 def study(tiny):
     """The study of what follows, around a tiny model."""
     down = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
-    names = ["over_both", "of_means", "slope", "baselines", "score", "patched", "activations"]
+    names = ["over_both", "of_means", "slope", "score", "patched", "activations", "look_ahead", "balanced"]
     names += ["log_probability", "states", "tokens", "START", "aligned"]
-    length = {p: torch.stack([tiny.lm.model.get_submodule(n).weight.norm(p, dim=0) for n in down]) for p in (1, 2)}
-    given = {"lm": tiny.lm, "DOWN": down, "guide": None, "length": length, "find": REQUESTS}
+    given = {"lm": tiny.lm, "DOWN": down, "guide": None}
     return lift(CONSEQUENCES, names, given)
 
 
@@ -715,13 +723,13 @@ def test_the_share_of_all_pairs_and_the_slope_are_those_of_plain_loops(study):
     assert np.isnan(study.of_means(np.zeros((3, 2, 2)))) and np.isnan(study.slope(np.zeros((3, 2, 2))))
 
 
-def test_baselines_are_those_of_plain_loops(study, tiny, guide):
-    got = study.baselines(guide)
+def test_baselines_are_those_of_plain_loops(nb, tiny, guide):
+    got = nb.baselines(tiny, REQUESTS, guide)
     ranks, squares = [], []
     for request in REQUESTS:
         seen = {}
         with tiny.using(guide, watch=lambda layer, a, seen=seen: seen.update({layer: a[0]})), torch.no_grad():
-            tiny.lm.model(torch.tensor([study.tokens(request)]))
+            tiny.lm.model(torch.tensor([nb.encode(tiny, request)]))
         square = torch.stack([seen[layer].square().mean(0) for layer in range(2)])  # (layers, neurons)
         squares.append(square)
         part = torch.stack([square[i].sqrt() * tiny.down[i].norm(dim=0) for i in range(2)]).flatten()
@@ -729,6 +737,38 @@ def test_baselines_are_those_of_plain_loops(study, tiny, guide):
     assert torch.equal(got["SN-Tune"].flatten(), torch.tensor(ranks).amin(0).float())
     wanda = torch.stack([torch.stack(squares).mean(0).sqrt()[i] * tiny.down[i].abs().sum(0) for i in range(2)])
     torch.testing.assert_close(got["pruning"], wanda, rtol=1e-4, atol=1e-6)
+
+
+def test_texts_are_read_together_as_alone(study, guide):
+    rows = [study.tokens(r) for r in REQUESTS * 4]  # two batches, padded
+    down = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+    together = study.states(rows, guide, down, True)
+    for row, got in zip(rows[:3], together, strict=False):
+        assert got.shape == (len(row), 2, 64)
+        torch.testing.assert_close(got, study.states([row], guide, down, True)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_safeguard_looks_at_the_last_token_before_anything_is_written(study, guide):
+    texts = sorted(REQUESTS, key=lambda t: len(study.tokens(t)))
+    features, refused = study.look_ahead(texts, guide)
+    down = ["model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"]
+    for text, got in zip(texts, features, strict=True):
+        want = study.states([study.tokens(text)], guide, down, True)[0][-1]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert refused.tolist() == [0, 0, 0]
+
+
+def test_guessing_is_balanced_at_one_half_however_rare_refusals_are(study):
+    y = np.repeat([0, 1], [38, 2])
+    assert study.balanced((y == 0).astype(float), y) == 0.5 and study.balanced(np.ones(40), y) == 1
+    nb, rng = lift(CONSEQUENCES, ["held_out_correct"]), np.random.default_rng(0)
+    x, found = rng.normal(size=(40, 50)), []
+    for _ in range(10):
+        turned = rng.permutation(np.repeat([0, 1], [28, 12]))
+        found.append(study.balanced(nb.held_out_correct(x, turned), turned))
+    assert 0.38 < np.mean(found) < 0.62
+    leak = np.hstack([x, np.repeat(turned[:, None], 10, 1)])  # labels among the features would be seen
+    assert study.balanced(nb.held_out_correct(leak, turned), turned) > 0.9
 
 
 def test_the_study_starts_from_the_factors_of_m1(study, guide):
@@ -808,12 +848,6 @@ def test_a_ranking_turned_upside_down_is_noticed():
     error = sabotage(
         "safety_neurons", {'    change = scores[name]["answer"]\n': '    change = -scores[name]["answer"]\n'}
     )
-    assert error.startswith("RegressionError"), error
-
-
-@pytest.mark.sabotage
-def test_an_aligned_model_that_writes_like_the_unaligned_one_is_noticed():
-    error = sabotage("safety_neurons", {'"M2": refusals(asked, scale=guide)': '"M2": refusals(asked)'})
     assert error.startswith("RegressionError"), error
 
 

@@ -27,8 +27,10 @@ from tiny import save_tiny, tiny_llama, word_tokenizer
 from helpers.cache import Store
 from helpers.generation import _split, generate
 from helpers.models import LanguageModel, load_lm, packaged
+from helpers.parameters import BadRequestError
+from helpers.request import resolve
 from helpers.sampling import stopped
-from helpers.stats import auroc
+from helpers.stats import auroc, paired_bootstrap, proportion
 
 FOLDER = Path("notebooks/seakr")
 STUDIES = ("seakr", "language_model", "recorded_outputs", "released_code")
@@ -524,6 +526,32 @@ def test_definitions_that_notebooks_share_are_the_same():
         "calibrate-delta",
     ]:
         assert len(found[name]) >= 2 and len(set(found[name].values())) == 1, name
+
+
+def test_where_no_question_differs_the_interval_says_how_many_might():
+    nb = lift(MAIN, ["with_room"])
+    none = nb.with_room(paired_bootstrap(np.ones(69), np.ones(69)))
+    assert (none.value, none.low, none.high) == (0, -none.high, pytest.approx(proportion(0, 69).high))
+    one = paired_bootstrap(np.ones(69), np.r_[0.0, np.ones(68)])
+    assert nb.with_room(one) == one and one.low < one.high
+
+
+def test_scripts_without_odd_replies_leave_the_readings_nothing_to_decide():
+    given = {"run": SimpleNamespace(seed=0), "WORDS": ["Ada", "Ford", "Ben", "Lyon", "taught"]}
+    nb = lift(RELEASED_CODE, ["reply"], given)
+    prompts = [json.dumps([f"Who {i} ?", [], []]) for i in range(200)]
+    calm = [nb.reply(p, 0.0) for p in prompts]
+    assert all(text.startswith("So the answer is ") and text.endswith(".") and u == -7 for text, u in calm)
+    forced = nb.reply(f"{prompts[0]} So the answer is ", 0.0)[0]
+    assert calm[0][0] == f"So the answer is {forced}"
+    odd = np.mean([nb.reply(p, 0.2) != c for p, c in zip(prompts, calm, strict=True)])
+    assert 0.1 < odd < 0.3 and all(nb.reply(p) == nb.reply(p, 1.0) for p in prompts)
+
+
+def test_the_tables_of_full_are_judged_in_the_released_reading_only():
+    with pytest.raises(BadRequestError, match="released reading"):
+        resolve(LANGUAGE_MODEL, "full", 0, [("flow", "paper")])
+    assert resolve(LANGUAGE_MODEL, "full", 0, [("flow", "released")]).changed == {"flow": "released"}
 
 
 def test_simulated_rows_have_the_planted_signal():

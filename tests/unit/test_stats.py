@@ -13,6 +13,7 @@ from helpers.stats import (
     paired_bootstrap,
     proportion,
     seed_interval,
+    span,
 )
 
 
@@ -312,3 +313,32 @@ def test_proportion_is_not_certain_at_the_edge():
 def test_what_is_no_sample_is_refused(call):
     with pytest.raises(ValueError):
         call()
+
+
+def test_a_span_reaches_from_the_lowest_end_to_the_highest_in_any_order():
+    inside, low, high = Estimate(1.0, 0.5, 1.5, 9), Estimate(-2.0, -3.0, 0.0, 4), Estimate(4.0, 1.0, 6.0, 5)
+    for order in ([inside, low, high], [high, inside, low], [low, high, inside]):
+        assert span(order) == Estimate(1.0, -3.0, 6.0, 4)
+    assert span([low]) == low
+
+
+def test_a_span_of_an_undefined_estimate_is_undefined():
+    """NaN would win or lose a comparison by its place: min(nan, 1) is nan, min(1, nan) is 1."""
+    known, unknown = Estimate(1.0, 0.5, 1.5, 9), Estimate(np.nan, np.nan, np.nan, 7)
+    for order in ([known, unknown], [unknown, known]):
+        assert span(order).undefined and span(order).n == 7
+
+
+def test_a_span_needs_estimates_of_one_level():
+    with pytest.raises(ValueError, match="one level, got"):
+        span([Estimate(0.0, -1.0, 1.0, 5), Estimate(0.0, -1.0, 1.0, 5, level=0.9)])
+    with pytest.raises(ValueError, match="one level, got"):
+        span([])
+
+
+def test_a_span_of_two_arms_with_one_truth_covers_no_less_than_each():
+    rng = np.random.default_rng(5)
+    draws = rng.normal(size=(400, 2, 6))
+    arms = [[seed_interval(x) for x in both] for both in draws]
+    covered = [sum(e.low <= 0 <= e.high for e in es) for es in (*zip(*arms, strict=True), [span(two) for two in arms])]
+    assert covered[2] > max(covered[:2]) and covered[2] > 380
