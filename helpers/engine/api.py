@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from helpers.engine.judge import source_of
 from helpers.engine.pages import Chapter
@@ -51,21 +52,22 @@ def _imported(source: str) -> set[tuple[str, str]]:
     """Module and name of everything that a cell imports from the package; nothing where it is no Python."""
     homes = {"Run": "run", "Estimate": "stats"}  # what the package itself passes on
     try:
-        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and node.module]
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     except SyntaxError:
         return set()
-    found = {
-        (node.module, alias.name) for node in nodes for alias in node.names if node.module.split(".")[0] == "helpers"
-    }
-    return {(homes.get(name, name) if module == "helpers" else module.split(".")[1], name) for module, name in found}
+    said = [((node.module or "").split("."), alias.name) for node in nodes for alias in node.names]
+    ours = [(module, name) for module, name in said if module[0] == "helpers"]
+    return {(module[1] if module[1:] else homes.get(name, name), name) for module, name in ours}
 
 
 def _entry(node: Named, users: list[str], kind: str = "function") -> str:
     """A function or a class with its public methods, in the words of Sphinx."""
-    from sphinx.ext.napoleon import Config, GoogleDocstring  # of the extra "book"
+    from sphinx.ext.napoleon import Config  # of the extra "book"
+    from sphinx.ext.napoleon.docstring import GoogleDocstring
 
     said = re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", ast.get_docstring(node) or "")
-    lines = GoogleDocstring(said, Config(napoleon_use_rtype=False, napoleon_use_ivar=True)).lines()
+    settings: Any = Config(napoleon_use_rtype=False, napoleon_use_ivar=True)  # not the class that the hint names
+    lines = GoogleDocstring(said, settings).lines()
     if users:
         lines += ["", f"Used by {', '.join(users)}."]
     if isinstance(node, ast.ClassDef):

@@ -63,7 +63,7 @@ def introduction(guide: Guide, images: Mapping[str, str], terms: Collection[str]
         titles: of the chapters by paper.
     """
     lines = []
-    if guide.figure in images:
+    if guide.figure and guide.figure in images:
         lines.append(f'<a class="card-figure" href="#figure-{text(guide.figure)}">{images[guide.figure]}</a>')
     if guide.before:
         known = {term.lower(): term for term in terms}

@@ -86,7 +86,8 @@ def with_captions(notebook: Notebook, folder: Path, address: str) -> tuple[Noteb
     def captioned(found: re.Match[str]) -> str:
         start, name, body, link = found.groups("")
         images[name] = EMBEDDED.sub(stored, body)
-        said = first_sentence(unescape(ALT.search(body)[1])) if ALT.search(body) else ""
+        alt = ALT.search(body)
+        said = first_sentence(unescape(alt[1])) if alt else ""
         return (
             f"{start}{images[name]}<figcaption><b>Figure {len(images)}.</b> {text(said)} {link}</figcaption></figure>"
         )

@@ -20,7 +20,7 @@ ELSEWHERE = (nodes.literal, nodes.literal_block, nodes.reference, pending_xref, 
 class LinkTerms(SphinxTransform):
     """Makes a link of the first use of every term in a chapter's text; titles, code and links stay as they are."""
 
-    default_priority: ClassVar[int] = 800
+    default_priority: ClassVar[int | None] = 800
 
     def apply(self, **kwargs: Any) -> None:
         """Change the page that is being read."""
