@@ -199,7 +199,8 @@ def _run_batch(
             token = torch.where(done, eos, token)
             tokens[live, step] = token
         logprobs[live, step], partitions[live, step], lengths[live] = logprob, partition, step + 1
-        if bool(done.all()) and not settings.modules:
+        over = bool(done.all())
+        if over and not settings.modules:
             break
         parent, new = row, token  # of each row of the next step
         row = torch.arange(len(row), device=device)
@@ -207,8 +208,7 @@ def _run_batch(
             said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
             parent, new = said // logits.shape[-1], said % logits.shape[-1]
         if not torch.equal(parent, torch.arange(len(logits), device=device)):
-            spread = hasattr(lm.model, "hf_device_map")  # a layer's keys may lie on another device than the logits
-            cache.batch_select_indices(parent.cpu() if spread else parent)
+            cache.reorder_cache(parent)  # also drops and repeats rows, each layer where its keys lie
         mask = torch.cat([mask[parent], mask.new_ones(len(parent), 1)], 1)
         inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
         with capture(lm.model, settings.modules) as states:
@@ -217,7 +217,7 @@ def _run_batch(
             shape = (len(tokens), 1 if settings.hidden_last_only else steps, state.shape[-1])
             kept = hidden.setdefault(name, torch.zeros(shape, device=device))
             kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].to(device)[row].float()
-        if bool(done.all()):
+        if over:
             break
         logits, cache = out.logits[:, -1].float(), out.past_key_values
         live, row = live[~done], row[~done]

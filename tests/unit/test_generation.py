@@ -95,7 +95,7 @@ def test_samples_that_agree_so_far_are_one_row(lm):
     finally:
         hook.remove()
     assert max(shared) == 2 and max(rows) == 6 and free.texts == plain.texts
-    torch.testing.assert_close(free.hidden[MLP], plain.hidden[MLP], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(free.hidden[MLP], plain.hidden[MLP], atol=1e-5, rtol=1e-4)  # batches of other sizes
 
 
 def test_sampling_follows_the_distribution():
