@@ -322,7 +322,6 @@ def keeping(tmp_path):
         "judge_tokens": 8,
         "JUDGES": {},
     }
-    kept_scores = lift(LEADERBOARD, ["kept_scores"], given).kept_scores
 
     def score(lm, items, token_budget, kill=False):
         if kill and log.exists() and len(log.read_text().split()) == 2:
@@ -331,9 +330,10 @@ def keeping(tmp_path):
         log.write_text((log.read_text() if log.exists() else "") + f"{number}\n")
         return np.full((len(items), 6), float(number))
 
-    def kept(kill=False, items=prompts):
+    def kept(kill=False, items=prompts, **changed):
         judge = functools.partial(score, kill=kill)
         model = lambda *args, **options: SimpleNamespace(digest="abc")  # noqa: E731
+        kept_scores = lift(LEADERBOARD, ["kept_scores"], given | changed).kept_scores
         return kept_scores(str(tmp_path / "model"), model, judge, items)
 
     return SimpleNamespace(kept=kept, log=log, weights=tmp_path / "model" / "weights", prompts=prompts)
@@ -362,6 +362,14 @@ def test_kept_scores_are_not_those_of_other_weights_or_texts(keeping):
     assert len(keeping.log.read_text().split()) == 6
     keeping.kept(items=[("another 0", ["a"] * 6), *keeping.prompts[1:]])
     assert len(keeping.log.read_text().split()) == 9
+
+
+def test_kept_verdicts_are_not_those_of_other_patterns(keeping):
+    """A judge's replies are read by two patterns, which stand outside the functions."""
+    keeping.kept()
+    keeping.kept(BOX="another")
+    keeping.kept(BOX="another")
+    assert len(keeping.log.read_text().split()) == 6
 
 
 def test_a_reward_that_is_not_a_number_is_not_kept(keeping, monkeypatch):

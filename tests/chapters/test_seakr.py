@@ -562,18 +562,35 @@ def test_simulated_rows_have_the_planted_signal():
     )
     for name, area in nb.PLANTED.items():
         assert auroc(rows[name].to_numpy(), rows["wrong"].to_numpy()) == pytest.approx(area, abs=0.01)
+    assert ((rows["f1"] <= 0.3) == rows["wrong"]).all() and (rows["poor"] == rows["wrong"]).all()
     assert all(loop[name].mean() == pytest.approx(chance, abs=0.01) for name, chance in nb.CHANCES.items())
 
 
-@pytest.mark.parametrize(("free", "rows"), [(10**9, 1024), (4 * 10**6, 146), (0, 1)])
-def test_samples_side_by_side_follow_the_free_memory(monkeypatch, lm, free, rows):
-    """A third of it holds keys and values of so many tokens, and one step's logits; the parameter is an upper limit."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2 * free))
-    values = {"lm": lm, "max_rows": 1024}
-    fitting = lift(LANGUAGE_MODEL, ["rows_that_fit"], values | {"on_gpu": True}).rows_that_fit(32)
-    cached = 2 * 2 * 2 * 8 * 4 * 32  # keys and values, layers, heads, width, bytes, tokens
-    assert fitting == rows == max(1, min(1024, int(free / 3 / (cached + 40 * len(WORDS)))))
-    assert lift(LANGUAGE_MODEL, ["rows_that_fit"], values | {"on_gpu": False}).rows_that_fit(32) == 1024
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_another_estimator_fails_as_many_first_steps(n):
+    """All of them too: no quantile lies below the smallest score."""
+    cut_above, rng = lift(LANGUAGE_MODEL, ["cut_above"]).cut_above, np.random.default_rng(n)
+    for failed in range(n + 1):
+        scores = rng.permutation(np.r_[rng.normal(size=n - 1), math.inf])  # an empty text is least certain
+        assert (scores > cut_above(scores, failed / n)).sum() == failed
+    tied = np.zeros(n)
+    assert (tied > cut_above(tied, 0.5)).sum() == 0 and (tied > cut_above(tied, 1.0)).all()
+
+
+def test_three_choices_that_show_what_reranking_could_gain(nb):
+    """Of three passages the first is read wrongly with the smallest U, the second holds the answer, one is missing."""
+    nan, flow = math.nan, lambda u, v: nb.SimpleFlow(None, np.zeros(2), np.array(v), np.array(u))
+    flow = flow([[1.0, 3.0, math.inf], [math.inf] * 3], [[0.0, 1.0, nan], [nan, nan, nan]])
+    given = {"n_snippets": 3}
+    found = {"job of Ada Ford": ["Ada Ford enjoys golf .", "Ada Ford works as cook ."], "job of Ben Moss": []}
+    world = SimpleNamespace(flow=flow, questions=list(found), golds=["cook", "clerk"])
+    world.agent = SimpleNamespace(search=lambda query, n: found[query][:n])
+    flows = lift(MAIN, ["reference_choices"], given).reference_choices(world)
+    assert {name: nb.policy(f, True).tolist() for name, f in flows.items()} == {
+        "largest U": [1.0, 0.0],
+        "holds the answer": [1.0, 0.0],
+    }
+    assert nb.policy(flow, True).tolist() == [0.0, 0.0] and nb.blind_choice(flow).tolist() == [0.5, 0.0]
 
 
 def test_a_cheap_score_that_is_no_number_is_uncertain_too(nb, agent):
