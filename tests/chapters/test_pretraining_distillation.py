@@ -697,17 +697,6 @@ def test_students_of_extreme_temperatures_stay_finite(trainer, change, says):
     assert scores["nll"].isfinite().all() and scores["choice"].min() >= 0 and scores["choice"].max() <= 100
 
 
-def test_a_teacher_that_diverges_is_named(trainer):
-    """Its stores would be empty, and students of an empty store learn nothing without a word."""
-    text = trainer.parts.train_stack.__globals__["text"]
-    known = CPU | {"context": 8, "top_p": 0.95, "top_k": 10, "tqdm": lambda items, **_: items}
-    known |= {"run": SimpleNamespace(torch_generator=lambda name: generator())}
-    for rate, error in ((0.01, contextlib.nullcontext()), (math.nan, pytest.raises(FloatingPointError))):
-        train = lift(NOTEBOOK, ["train_teacher"], known | {"lr_teacher": rate}).train_teacher
-        with error:
-            assert train(16, 0, replace(text, n_student=32))["early ids"].shape == (32, 8, 10)
-
-
 def test_a_student_that_diverges_is_named(trainer):
     designs = [trainer.parts.Design("fine"), trainer.parts.Design("hot", alpha=math.nan)]
     with pytest.raises(FloatingPointError, match="student 7 of hot diverged"):
