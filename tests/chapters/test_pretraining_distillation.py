@@ -575,6 +575,15 @@ def test_ragged_store_returns_what_was_written(vocab):
     assert store["counts"].sum() == len(store["ids"]) == len(store["probs"]) == store["ends"][-1]
 
 
+def test_a_teacher_without_numbers_is_an_error_not_a_store():
+    """NaN is not above zero, so a token was stored with no entry, and a student learned nothing from it."""
+    parts = lift(STUDY, ["kept_entries", "pack"])
+    logits = torch.randn(2, 5, 90, generator=generator())
+    logits[1, 3] = math.nan
+    with pytest.raises(FloatingPointError, match="keeps no entry"):
+        parts.pack(*parts.kept_entries(logits, 0.95, 20), 90)
+
+
 def test_both_notebooks_cut_alike():
     top_probs, kept = lift(NOTEBOOK, ["top_probs"]).top_probs, lift(STUDY, ["kept_entries"]).kept_entries
     logits = torch.randn(50, 90, generator=generator()) * 3
@@ -601,8 +610,9 @@ def test_a_changed_parameter_or_function_changes_the_key():
     ("notebook", "roots", "named"),
     [
         (NOTEBOOK, ["train_teacher"], ["TEACHER_CODE"]),
-        (NOTEBOOK, ["train_stack", "read_again", "draw_sampled"], ["TEACHER_CODE", "STUDENT_CODE"]),
-        (STUDY, ["train_student", "read_blocks", "point"], ["CODE"]),
+        (NOTEBOOK, ["train_stack", "read_again", "keep_top", "draw_sampled"], ["TEACHER_CODE", "STUDENT_CODE"]),
+        (STUDY, ["read_blocks", "texts_of", "stream_of"], ["READING"]),
+        (STUDY, ["train_student", "read_blocks", "point"], ["READING", "CODE"]),
     ],
 )
 def test_the_key_of_kept_work_names_every_function_that_does_it(notebook, roots, named):
@@ -929,7 +939,7 @@ def test_students_of_one_width_and_other_depth_stay_apart():
     stub = SimpleNamespace(get=get)
     known = {"Store": lambda *_: stub, "inputs": lambda *_: {}, "work": Path("."), "points": [], "n_students": 2}
     known |= {"run": SimpleNamespace(seed=0), "sizes": ["1024x12", "1024x24"], "DESIGNS": {"LM": 0, "KD": 1}}
-    known |= {"CONTROLS": (), "tqdm": lambda items, **_: items, "partial": lambda *_: None, "np": np}
+    known |= {"CONTROLS": (), "READING": (), "tqdm": lambda items, **_: items, "partial": lambda *_: None, "np": np}
     known |= {name: name for name in re.findall(r"\b[a-z_]+\b", source.split("key =")[0])}
     known |= {"train_student": None, "Tensor": torch.Tensor}
     exec(source, known)

@@ -22,7 +22,9 @@ from transformers import LlamaForSequenceClassification
 
 from helpers.cache import Store
 from helpers.models import LanguageModel, load_lm
+from helpers.parameters import BadRequestError
 from helpers.paths import data_dir
+from helpers.request import resolve
 from helpers.stats import crossed_bootstrap
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "safety_neurons"
@@ -776,6 +778,24 @@ def test_the_study_starts_from_the_factors_of_m1(study, guide):
     of_guide = study.score(said, guide)
     study.START["M1"] = guide
     assert np.array_equal(study.score(said), of_guide)
+
+
+def test_a_set_whose_requests_share_a_fold_has_a_rate_all_the_same():
+    """Four requests of a set may all fall into one of four folds; the mean of none of the others is no number."""
+    cells = json.loads((FOLDER / "consequences.ipynb").read_text())["cells"]
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "guard-by-set")
+    sets, labels = np.array([*"abbb" * 2, *"cbbb"]), np.array([1, 0, 0, 0] * 2 + [1, 0, 1, 0])
+    noted: dict = {}
+    run = SimpleNamespace(metric=lambda name, found, **_: noted.update({name: found}))
+    given = {"np": np, "pd": pd, "sets": sets, "labels": labels, "across": labels, "larger": labels, "run": run}
+    exec(source.split("by_request_set")[0], given | {"bootstrap": np.mean})
+    # a and c stand in fold 0 only: taken for no refusal, so wrong; of b one of nine is
+    assert noted["guard_accuracy_of_set"] == pytest.approx(8 / 12)
+
+
+def test_the_full_preset_needs_a_cost_model():
+    with pytest.raises(BadRequestError, match="scored by a cost model"):
+        resolve(FOLDER / "safety_neurons.ipynb", "full", 0, [("cost_model", "")])
 
 
 def test_shuffled_scores_keep_each_layer(nb):
