@@ -14,6 +14,8 @@ from helpers.engine.execute import prepare, run_command
 from helpers.engine.judge import notebooks_by_name
 from helpers.engine.scaffold import new_command
 from helpers.engine.status import name_of
+from helpers.engine.sweep import sweep_command
+from helpers.engine.table import table_command
 from helpers.paths import checkout
 from helpers.record import Record, committed_records
 from helpers.request import load_presets
@@ -69,6 +71,8 @@ def list_command() -> None:
 
 app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
+app.command("table")(table_command)
+app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sweep_command)
 app.command("book")(book_command)
 app.command("new")(new_command)
 
