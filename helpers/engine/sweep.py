@@ -39,7 +39,7 @@ class Sweep(BaseModel):
     """The content of `sweeps/<name>.yaml`.
 
     Attributes:
-        title, question: what the page of the book says above the results; plain text.
+        title, question: what the page of the book says above the results; the question in Markdown.
         parameters: by name the values to try; all combinations are run.
         readings: what one run measures side by side, such as designs: a reader's name, and its part of metrics' names.
         seeds: every combination is run with each.
@@ -95,7 +95,7 @@ class Sweep(BaseModel):
             changed = resolve(source, self.preset, self.seeds[0], words).changed
             if any(run.changed == changed for run in runs):
                 raise BadRequestError(f"parameters: a value stands there twice ({_said(setting)})")
-            runs += [Run(source.relative_to(root), self.preset, seed, changed) for seed in self.seeds]
+            runs += [Run(source, self.preset, seed, changed) for seed in self.seeds]
         resolve(source, self.preset, max(self.seeds))  # the range of the seed
         return runs
 

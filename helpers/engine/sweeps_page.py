@@ -37,7 +37,7 @@ def _section(name: str, sweep: Sweep, root: Path, extra: Path) -> str:
     source, results = sweep.source(root), root / "results" / "sweeps" / f"{name}.csv"
     about = f"{len(sweep.settings)} settings of [{source.stem}](../notebooks/{sweep.paper}/{source.stem}.ipynb)"
     about += f", preset {sweep.preset}, each with {len(sweep.seeds)} seed(s)."
-    head = [f"## {as_markdown(sweep.title)}", f"{as_markdown(sweep.question)} {about}"]
+    head = [f"## {as_markdown(sweep.title)}", f"{sweep.question} {about}"]
     if not results.is_file():
         return "\n\n".join([*head, f"Not run yet. The command: `papers sweep {name} --commit`"])
     import pandas as pd  # takes a second, and few commands need it
@@ -47,9 +47,9 @@ def _section(name: str, sweep: Sweep, root: Path, extra: Path) -> str:
     rows = len(sweep.settings) * len(sweep.seeds) * max(len(sweep.readings), 1)
     if len(runs) != rows or not {*keys, sweep.validation.label, sweep.test.label} <= set(runs.columns):
         raise ValueError(f"{results.name} is of another grid; run papers sweep {name} --commit")
-    if set(runs["code"]) != {code_hash_of(source)}:
+    if list(runs["code"].unique()) != [code_hash_of(source)]:
         head.append("The notebook was changed after these runs.")
-    shown = [key for key in keys if runs[key].nunique() > 1] or keys
+    shown = [key for key in keys if len(runs[key].unique()) > 1] or keys
     found = _by_setting(runs, keys, shown, sweep)
     target = extra / "records" / "sweeps" / results.name
     target.parent.mkdir(parents=True, exist_ok=True)
