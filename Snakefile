@@ -1,57 +1,69 @@
 # execute -> verify -> render.
 #
 #   snakemake                                                   the reduced preset, seed 0, two at a time
-#   snakemake -c2 --config preset=public seeds=0,1,2            another preset, several seeds (the book shows the first)
+#   snakemake -c2 --config preset=public seeds=0-2              another preset, several seeds (the book shows the first)
 #   snakemake --config papers=rm_bench,llmael                   some chapters only
+#   snakemake --config sweep=rm_bench                           a grid of sweeps/rm_bench.yaml, and its table
 #   snakemake --workflow-profile profiles/slurm --config preset=full
 #
 # A notebook's run depends on the notebook, its chapter's YAML files (data.yaml holds the hashes of its data), helpers
 # (not helpers/engine), and the locks. A failed run leaves its partial notebook and status.json, stops no other run, and
 # is executed again by the next call; the book is rendered all the same and shows that page as failed.
 # What Snakemake tracks are marks (`.done`, `.verified`), so that it never deletes a record: `papers run` owns those.
+# With --wait it takes the good run of an orphan whose Snakemake was killed, so nothing is computed twice.
 
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 from helpers.engine.judge import chapters_of, judge
-from helpers.engine.status import name_of
+from helpers.engine.plan import Run, failures, seconds_of, seeds_of
+from helpers.engine.sweep import plan
 from helpers.record import PRESETS
 from helpers.parameters import BadRequestError
 from helpers.paths import notebooks_of
 from helpers.request import load_presets
 from helpers.verify import expected_name
 
-SETTINGS = ("preset", "seeds", "papers", "runs")
+SETTINGS = ("preset", "seeds", "papers", "sweep", "runs")
 if unknown := sorted(set(config) - set(SETTINGS)):
     raise WorkflowError(f"unknown --config key: {', '.join(unknown)}; known: {', '.join(SETTINGS)}")
-
+SWEEP = str(config.get("sweep", ""))
+if both := sorted({"preset", "seeds", "papers"} & set(config) if SWEEP else ()):
+    raise WorkflowError(f"sweep={SWEEP} names {', '.join(both)} in its file; leave it out here")
 PRESET = str(config.get("preset", "reduced"))
 if PRESET not in PRESETS:
     raise WorkflowError(f"unknown preset {PRESET!r}; known: {', '.join(PRESETS)}")
-SEEDS = str(config.get("seeds", 0)).split(",")
-if not all(seed.isdecimal() for seed in SEEDS):
-    raise WorkflowError(f"seeds={config['seeds']}: whole numbers from 0 on are needed, separated by commas")
-SEEDS = [int(seed) for seed in SEEDS]
 CHAPTERS = {folder.name: folder for folder in chapters_of(Path("notebooks")) if (folder / "presets.yaml").exists()}
 PAPERS = str(config["papers"]).split(",") if "papers" in config else list(CHAPTERS)
 if unknown := sorted(set(PAPERS) - set(CHAPTERS)):
     raise WorkflowError(f"unknown chapter: {', '.join(unknown)}; known: {', '.join(CHAPTERS)}")
+OUT = Path(str(config.get("runs", "runs")))
+try:
+    SEEDS = seeds_of(config.get("seeds", 0))
+    if SWEEP:
+        BATCH = plan(SWEEP, Path())[1]
+    else:
+        BATCH = [Run(path, PRESET, seed) for seed in SEEDS for paper in PAPERS for path in notebooks_of(CHAPTERS[paper])]
+except BadRequestError as error:
+    raise WorkflowError(str(error))
 
-NOTEBOOKS = [path for paper in PAPERS for path in notebooks_of(CHAPTERS[paper])]
-RUNS = str(config.get("runs", "runs"))
+BY_PLACE = {str(run.place(OUT)): run for run in BATCH}
 BOOK = f"_build/{PRESET}/html"
+GOAL = f"{OUT}/sweeps/{SWEEP}.csv" if SWEEP else f"{BOOK}.rendered"
 PAPERS_COMMAND = [sys.executable, "-m", "helpers.engine.cli"]
-RENDER = [*PAPERS_COMMAND, "book", "--runs", f"{RUNS}/{PRESET}/seed-{SEEDS[0]}", "--out", BOOK]
+RENDER = [*PAPERS_COMMAND, "book", "--runs", f"{OUT}/{PRESET}/seed-{SEEDS[0]}", "--out", BOOK]
+COLLECT = [*PAPERS_COMMAND, "sweep", SWEEP, "--out", str(OUT), "--collect"]
 PACKAGE = sorted(str(path) for path in [*Path("helpers").glob("*.py"), *Path().glob("requirements*.lock")])
-PAGES = [path for folder in ("book", "results", "helpers/engine") for path in Path(folder).rglob("*")]
+PAGES = [path for folder in ("book", "results", "sweeps", "helpers/engine") for path in Path(folder).rglob("*")]
 PAGES += [*Path().glob("_*.yml"), *Path("notebooks").glob("*/references.bib"), *Path().glob("CHANGELOG.md")]
 
 
-def run_of(notebook, seed):
-    """The files of a notebook's run, without their suffix."""
-    return Path(RUNS, PRESET, f"seed-{seed}", notebook.parent.name, notebook.stem)
+def run_of(wildcards):
+    """The run whose files lie at a place; one that the batch does not name is of a preset."""
+    place = f"{wildcards.runs}/{wildcards.variant}/seed-{wildcards.seed}/{wildcards.paper}/{wildcards.notebook}"
+    notebook = Path("notebooks", wildcards.paper, f"{wildcards.notebook}.ipynb")
+    return BY_PLACE.get(place) or Run(notebook, wildcards.variant, int(wildcards.seed))
 
 
 def chapter_files(wildcards):
@@ -63,45 +75,27 @@ def chapter_files(wildcards):
 
 def budget(wildcards):
     """The notebook's budget; `papers run` complains about a wrong one."""
+    run = run_of(wildcards)
     try:
-        found = load_presets(Path("notebooks", wildcards.paper, f"{wildcards.notebook}.ipynb")).budgets[PRESET]
+        found = load_presets(run.notebook).budgets[run.preset]
         return {"wall_s": found.wall_s, "gb": found.memory_gb}
     except (BadRequestError, KeyError):
         return {"wall_s": 600.0, "gb": 4.0}
 
 
-
-def failures():
-    """One line for every run that has no verified record."""
-    for seed in SEEDS:
-        for notebook in NOTEBOOKS:
-            run = run_of(notebook, seed)
-            name = f"{name_of(notebook.parent.name, notebook.stem)} (seed {seed})"
-            judgement = judge(notebook, run)
-            try:
-                load_presets(notebook)
-            except ValueError as error:
-                yield f"{name}: refused: {error}"
-                continue
-            if judgement.status != "ok":
-                yield f"{name}: {judgement.status}: {judgement.message}"
-            elif not run.with_suffix(".done").exists():
-                yield f"{name}: was not executed"
-            elif not run.with_suffix(".verified").exists():
-                yield f"{name}: not verified"
-
-
 # A mark whose run cannot be believed (deleted, damaged, half-written) is a lie; without it the run is executed again.
-for _seed in SEEDS:
-    for _notebook in NOTEBOOKS:
-        if (_mark := run_of(_notebook, _seed).with_suffix(".done")).exists():
-            if judge(_notebook, run_of(_notebook, _seed)).status not in ("ok", "stale", "refused"):
-                _mark.unlink()
-                _mark.with_suffix(".verified").unlink(missing_ok=True)  # a missing mark alone would not be asked for
+# A mark that is missing would not be asked for while the goal is there, so the goal goes with it.
+for _place, _run in BY_PLACE.items():
+    _marks = [Path(_place).with_name(f"{Path(_place).name}{kind}") for kind in (".done", ".verified")]
+    if _marks[0].exists() and judge(_run.notebook, Path(_place)).status not in ("ok", "stale", "refused"):
+        _marks[0].unlink()
+    if not all(mark.exists() for mark in _marks):
+        _marks[1].unlink(missing_ok=True)
+        Path(GOAL).unlink(missing_ok=True)
 
 
 wildcard_constraints:
-    preset="[a-z]+",
+    variant="[^/]+",
     seed="[0-9]+",
     paper="[A-Za-z0-9_]+",
     notebook="[A-Za-z0-9_]+",
@@ -110,31 +104,39 @@ wildcard_constraints:
 localrules:
     all,
     verify,
-    book,
+    finish,
 
 
 rule all:
     input:
-        f"{BOOK}.rendered",
+        GOAL,
 
 
-rule execute:
-    input:
-        chapter_files,
-        PACKAGE,
-        notebook="notebooks/{paper}/{notebook}.ipynb",
-    output:
-        touch("{runs}/{preset}/seed-{seed}/{paper}/{notebook}.done"),
-    threads: 1
-    resources:
-        mem_mb=lambda wildcards: int(budget(wildcards)["gb"] * 1000),
-        runtime=lambda wildcards: int(budget(wildcards)["wall_s"] / 60) + 2,
-        gpu=lambda wildcards: int(wildcards.preset in ("gpu", "full")),
-    params:
-        papers=PAPERS_COMMAND,
-    shell:
-        "{params.papers:q} run {input.notebook:q} --preset {wildcards.preset:q} --seed {wildcards.seed:q}"
-        " --out {wildcards.runs:q}"
+# One rule a notebook, because a rule has one priority: the longest start first, so that two cores end together.
+for _notebook in dict.fromkeys(run.notebook for run in BATCH):
+
+    rule:
+        name:
+            f"execute_{_notebook.parent.name}_{_notebook.stem}"
+        input:
+            chapter_files,
+            PACKAGE,
+            notebook=str(_notebook),
+        output:
+            touch(
+                f"{{runs}}/{{variant}}/seed-{{seed}}/{{paper,{_notebook.parent.name}}}/{{notebook,{_notebook.stem}}}.done"
+            ),
+        threads: 1
+        priority: 1 + int(seconds_of(_notebook, BATCH[0].preset, OUT))
+        resources:
+            mem_mb=lambda wildcards: int(budget(wildcards)["gb"] * 1000),
+            runtime=lambda wildcards: int(budget(wildcards)["wall_s"] / 60) + 2,
+            gpu=lambda wildcards: int(run_of(wildcards).preset in ("gpu", "full")),
+        params:
+            command=PAPERS_COMMAND,
+            words=lambda wildcards: run_of(wildcards).words,
+        shell:
+            "{params.command:q} run {params.words:q} --out {wildcards.runs:q} --wait"
 
 
 rule verify:
@@ -149,22 +151,22 @@ rule verify:
         "{params.papers:q} check {params.record:q}"
 
 
-rule book:
+rule finish:
     input:
-        [str(run_of(notebook, seed).with_suffix(".verified")) for seed in SEEDS for notebook in NOTEBOOKS],
-        [str(path) for path in PAGES if path.is_file() and "__pycache__" not in path.parts],
+        [f"{place}.verified" for place in BY_PLACE],
+        f"sweeps/{SWEEP}.yaml" if SWEEP else [str(p) for p in PAGES if p.is_file() and "__pycache__" not in p.parts],
     output:
-        touch(f"{BOOK}.rendered"),
+        GOAL if SWEEP else touch(GOAL),
     params:
-        command=shlex.join(RENDER),
+        command=COLLECT if SWEEP else RENDER,
     shell:
-        "{params.command}"
+        "{params.command:q}"
 
 
 onerror:
-    failed = list(failures())
-    Path(f"{BOOK}.rendered").unlink(missing_ok=True)
-    if any(Path(RUNS, PRESET).glob("*/*/*.status.json")):
+    failed = failures(BATCH, OUT)
+    Path(GOAL).unlink(missing_ok=True)
+    if not SWEEP and any(Path(OUT, PRESET).glob("*/*/*.status.json")):
         subprocess.run(RENDER)
     print(f"{len(failed)} run(s) failed:" if failed else "failed; see above", file=sys.stderr)
     for line in failed:

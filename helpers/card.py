@@ -60,6 +60,7 @@ def card_html(record: Record, regression: str) -> str:
     rows = {
         "preset and seed": f"{record.preset}, seed {record.seed}{trial}",
         "commit": card["commit"],
+        "code cells": card.get("code") or "not known",
         "lock": card["lock"],
         "data": "; ".join(f"{name} {digest[:19]}…" for name, digest in card["data"].items()) or "packaged or generated",
         "device": f"{card['device']}, {card['threads']} thread(s)",

@@ -60,13 +60,13 @@ class DataCorruptedError(RuntimeError):
     """A file does not have its registered hash; it was put aside and is never used."""
 
 
-def registry(paper: str) -> dict[str, Source]:
-    """Return the data registered by a chapter, by file name.
+def registry(paper: str, folder: Path | None = None) -> dict[str, Source]:
+    """Return the data registered by a chapter (in `folder`, where it does not lie in its place), by file name.
 
     Raises:
         ValueError: `data.yaml` is missing or wrong.
     """
-    path = chapter_dir(paper) / "data.yaml"
+    path = (folder or chapter_dir(paper)) / "data.yaml"
     if not path.is_file():
         raise ValueError(f"{paper}: the chapter registers no public data (no data.yaml)")
     entries = read_yaml(path)

@@ -18,6 +18,7 @@ from helpers import data as data_registry
 from helpers import figures
 from helpers.card import card_html, describe_machine, source_commit
 from helpers.claims import all_outcomes, claims_table, load_claims
+from helpers.code import code_hash_of
 from helpers.lock import lock_of
 from helpers.memory import hold_to
 from helpers.parameters import schema, values_of
@@ -56,6 +57,7 @@ class Run:
         folder = chapter_dir(paper)
         self.claims = load_claims(folder / "claims.yaml", self.notebook)
         source = folder / f"{self.notebook}.ipynb"
+        self._code = code_hash_of(source)
         declared = schema(source).model_fields if source.is_file() else {}
         self.parameters = values_of(namespace, declared)
         self.changed = changed_from_preset(source, self.parameters) if declared else {}
@@ -230,7 +232,8 @@ class Run:
             metrics=self._metrics,
             claims=all_outcomes(self.claims, self._outcomes, self.preset),
             figures=self._figures,
-            card=describe_machine(self.device, self._start, self._commit) | {"data": self._data, "seed": self.seed},
+            card=describe_machine(self.device, self._start, self._commit)
+            | {"code": self._code, "data": self._data, "seed": self.seed},
         )
         if self._expected and (problems := compare(record, self._expected)):
             raise RegressionError("regression: " + "; ".join(problems))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from helpers.engine.judge import source_of
+from helpers.code import source_of
 from helpers.engine.pages import Chapter
 
 PLACE = "<!-- api -->"

@@ -25,15 +25,14 @@ from typing import Annotated, Any
 import typer
 
 from helpers.engine import cells
-from helpers.engine.api import fill_api
 from helpers.engine.cards import card, failure_notice, introduction, other_pages, overview
 from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.previews import write_previews
-from helpers.engine.scoreboard import as_csv, chapter_list, fill
+from helpers.engine.prose import fill_pages
 from helpers.engine.shown import with_captions, with_folded_code
 from helpers.parameters import BadRequestError
-from helpers.paths import PACKAGE, checkout, read_yaml
+from helpers.paths import checkout, read_yaml
 from helpers.record import variant
 
 MATHJAX = ("tex-chtml-full.js", "output/chtml/fonts/woff-v2")  # what a page needs of MathJax 3.2.2
@@ -142,14 +141,7 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
         for page in chapter.pages:
             faults += _stage_page(folder, page, chapter, config, partial(introduction, terms=terms, titles=titles))
         titles[chapter.paper] = chapter.main.title
-    for path, change in ((contents["root"], chapter_list), ("book/scoreboard", fill)):
-        text = (folder / f"{path}.md").read_text(encoding="utf-8")
-        (folder / f"{path}.md").write_text(change(text, chapters), encoding="utf-8")
-    if (api := folder / "book" / "api.md").exists():
-        api.write_text(fill_api(api.read_text(encoding="utf-8"), PACKAGE, chapters), encoding="utf-8")
-    (folder / "_extra" / "records").mkdir(exist_ok=True)
-    (folder / "_extra" / "records" / "scoreboard.csv").write_text(as_csv(chapters), encoding="utf-8")
-    return faults
+    return faults + fill_pages(folder, contents["root"], chapters, root)
 
 
 def _stage_page(

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from helpers.engine.judge import Notebook, source_of
+from helpers.code import Notebook, source_of
 
 CARD = "<!-- card -->"
 CLAIMS = r"^## Claims[ \t]*$"

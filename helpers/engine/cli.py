@@ -10,10 +10,13 @@ from helpers.claims import load_claims
 from helpers.engine.book import book_command
 from helpers.engine.calibrate import calibrate_command
 from helpers.engine.compare import compare_command
+from helpers.engine.contributed import check_contributed, is_contributed
 from helpers.engine.execute import prepare, run_command
 from helpers.engine.judge import notebooks_by_name
 from helpers.engine.scaffold import new_command
 from helpers.engine.status import name_of
+from helpers.engine.sweep import sweep_command
+from helpers.engine.table import table_command
 from helpers.paths import checkout
 from helpers.record import Record, committed_records
 from helpers.request import load_presets
@@ -25,7 +28,10 @@ app.command("run")(run_command)
 
 @app.command()
 def check(records: Annotated[list[Path], typer.Argument(help="record files")]) -> None:
-    """Compare records with their chapters' expected values; exit 1 when one left them."""
+    """Compare records with their chapters' expected values; exit 1 when one left them.
+
+    Of a contributed record code cells, data and parameters are compared with the chapter's, too.
+    """
     problems = [path for path in records if not _check(path, (checkout() or Path.cwd()) / "notebooks")]
     raise typer.Exit(1 if problems else 0)
 
@@ -36,6 +42,8 @@ def _check(path: Path, chapters: Path) -> bool:
         record = Record.read(path)
         if not (chapters / record.paper / f"{record.notebook}.ipynb").is_file():
             raise ValueError(f"{path.name}: no chapter or notebook {record.paper}/{record.notebook} in {chapters}")
+        if is_contributed(path):
+            check_contributed(path, chapters / record.paper / f"{record.notebook}.ipynb")
         expected = load_expected(chapters / record.paper, record.notebook)
     except ValueError as error:
         typer.echo(str(error), err=True)
@@ -69,6 +77,8 @@ def list_command() -> None:
 
 app.command("calibrate")(calibrate_command)
 app.command("compare")(compare_command)
+app.command("table")(table_command)
+app.command("sweep", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(sweep_command)
 app.command("book")(book_command)
 app.command("new")(new_command)
 

@@ -138,22 +138,23 @@ def compare(a: Path, b: Path) -> tuple[list[Comparison], list[str]]:
         if (one.paper, one.notebook) != (two.paper, two.notebook):
             raise ValueError(f"records of different notebooks: {name(one)}, {name(two)}")
         return [compare_records(one, two)], []
-    (ours, notes), (theirs, more) = _read(a), _read(b)
-    pairs = [(x, y) for x in ours for y in theirs if _key(x) == _key(y)]
+    (ours, notes), (theirs, more) = read_folder(a), read_folder(b)
+    pairs = [(x, y) for x in ours for y in theirs if key_of(x) == key_of(y)]
     notes += more
     for folder, records, others in ((a, ours, theirs), (b, theirs, ours)):
-        notes += [f"only in {folder}: {name(r)}" for r in records if _key(r) not in map(_key, others)]
+        notes += [f"only in {folder}: {name(r)}" for r in records if key_of(r) not in map(key_of, others)]
     if not pairs:
         raise ValueError("; ".join([f"no run has a record in both {a} and {b}", *notes]))
     return [compare_records(*pair) for pair in pairs], notes
 
 
-def _key(record: Record) -> tuple[str, ...]:
+def key_of(record: Record) -> tuple[str, ...]:
+    """Return what two records of one experiment share: paper, notebook, preset, changes and seed."""
     changes = json.dumps(record.changed, sort_keys=True)
     return record.paper, record.notebook, record.preset, changes, str(record.seed)
 
 
-def _read(folder: Path) -> tuple[list[Record], list[str]]:
+def read_folder(folder: Path) -> tuple[list[Record], list[str]]:
     """Every record below a folder, and a line for every file that should be one."""
     records, notes = [], []
     for path in sorted(folder.rglob("*.json")):
@@ -169,7 +170,7 @@ def _read(folder: Path) -> tuple[list[Record], list[str]]:
 def _csv(comparisons: list[Comparison]) -> str:
     names = ("paper", "notebook", "preset", "changed", "seed", "kind", "name")
     sides = [f"{field}_{side}" for side in "ab" for field in Side._fields]
-    rows = [(*_key(c.a), row.kind, row.name, *row.a, *row.b, row.status) for c in comparisons for row in c.rows]
+    rows = [(*key_of(c.a), row.kind, row.name, *row.a, *row.b, row.status) for c in comparisons for row in c.rows]
     import pandas as pd  # takes a second, and only this needs it
 
     return pd.DataFrame(rows, columns=[*names, *sides, "status"]).to_csv(index=False)

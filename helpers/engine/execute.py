@@ -21,16 +21,18 @@ from typing import Annotated, Any
 
 import typer
 
-from helpers.engine.judge import last_error, notebooks_by_name, read_notebook
+from helpers.engine.judge import judge, last_error, notebooks_by_name, read_notebook
+from helpers.engine.plan import is_current
 from helpers.engine.processes import Tree, die_with
 from helpers.engine.status import Status
-from helpers.lock import LockedError, lock_of
+from helpers.lock import Lock, LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout
 from helpers.record import Record, RecordError, record_path
 from helpers.request import Budget, Request, resolve
 
 POLL_S = 0.2
+WAIT_S = 1.0  # between two looks at a lock that somebody else holds
 PATIENCE = 50  # reading the memory of a large process takes time: at most 1/50 of one core goes into it
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -65,7 +67,8 @@ def execute(
     *,
     environment: dict[str, str] | None = None,
     progress: bool = False,
-) -> Status:
+    wait: bool = False,
+) -> Status | None:
     """Run a checked request; return its status, which also lies beside the record.
 
     Args:
@@ -74,15 +77,19 @@ def execute(
         out: the folder of all runs.
         environment: more environment variables for the kernel.
         progress: print a line on standard error as each cell starts.
+        wait: wait for another process that executes this request, and take a good run that is newer than all that it
+            depends on; then None is returned.
 
     Raises:
-        LockedError: this very request is being executed already.
+        LockedError: this very request is being executed already, and nobody wants to `wait`.
         OSError: its files cannot be written.
     """
     where = (request.paper, request.notebook, request.preset, request.seed, request.changed)
     record = record_path(*where, out=out.absolute())
-    lock = lock_of(record)
+    lock = _wait_for(record) if wait else lock_of(record)
     try:
+        if wait and is_current(judge(notebook, record.with_suffix("")), notebook, request.values):
+            return None
         status = Status(notebook, record, request.values)
         status.set_aside()
         status.begin()
@@ -99,6 +106,19 @@ def execute(
     finally:
         lock.release()
     return status
+
+
+def _wait_for(record: Path) -> Lock:
+    """Take the lock of a run when its owner, perhaps an orphan of a killed batch, is gone."""
+    told = False
+    while True:
+        try:
+            return lock_of(record)
+        except LockedError as error:
+            if not told:
+                typer.echo(f"waiting: {error}", err=True)
+            told = True
+            time.sleep(WAIT_S)
 
 
 def _absolute() -> dict[str, str]:
@@ -186,6 +206,7 @@ def run_command(
     ] = None,
     out: Annotated[Path, typer.Option(envvar="REPRODUCTIONS_RUNS", help="folder of all runs")] = Path("runs"),
     calibrate: Annotated[bool, typer.Option(help="do not compare with the expected values")] = False,
+    wait: Annotated[bool, typer.Option(help="wait for the same request; take its good run if nothing changed")] = False,
 ) -> None:
     """Execute a notebook within its budgets and leave notebook, status and record below --out."""
     environment = {"REPRODUCTIONS_CALIBRATE": "1"} if calibrate else {}
@@ -193,13 +214,16 @@ def run_command(
         path = find_notebook(notebook)
         overrides = [(name, value) for name, _, value in (text.partition("=") for text in parameter or [])]
         request = resolve(path, preset, seed, overrides, calibrate=calibrate)
-        status = execute(path, request, out, environment=environment, progress=sys.stderr.isatty())
+        status = execute(path, request, out, environment=environment, progress=sys.stderr.isatty(), wait=wait)
     except (BadRequestError, LockedError) as error:
         typer.echo(f"refused: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:
         typer.echo(f"cannot write the run's files: {error.strerror}: {error.filename or out}", err=True)
         raise typer.Exit(1) from None
+    if status is None:
+        typer.echo(f"{notebook}: finished already, and nothing that it depends on has changed since")
+        return
     typer.echo(f"{status.summary()}, files in {status.record.parent}")
     if status.status != "ok":
         typer.echo(status.failure(), err=True)

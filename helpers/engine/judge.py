@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from helpers.claims import load_claims
+from helpers.code import Notebook, code_of
 from helpers.engine.status import name_of, short
 from helpers.paths import notebooks_of
 from helpers.record import Record, RecordError
 from helpers.verify import load_expected
-
-Notebook = dict[str, Any]
 
 # How a run is judged -> what a reader is told. "ok" to "killed" are words of the status file.
 STATUS = {
@@ -150,17 +149,6 @@ def read_notebook(path: Path) -> Notebook:
     if content["nbformat"] != 4 or not content["cells"]:
         raise NotebookError(f"{path.name}: not a notebook of format 4 with cells")
     return content
-
-
-def source_of(cell: dict[str, Any]) -> str:
-    """Return a cell's source as one string."""
-    return "".join(cell["source"])
-
-
-def code_of(notebook: Notebook) -> list[str]:
-    """Return the sources of the code cells, without the cell that papermill injects."""
-    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
-    return [source_of(c) for c in cells if "injected-parameters" not in c["metadata"].get("tags", [])]
 
 
 def last_error(notebook: Notebook) -> dict[str, Any] | None:

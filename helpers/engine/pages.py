@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from helpers.claims import Claim, load_claims
 from helpers.engine.cells import find_title
+from helpers.engine.contributed import Contribution, contributions
 from helpers.engine.judge import Judgement, chapters_of, judge
 from helpers.engine.tally import NOT_TESTABLE
 from helpers.paths import notebooks_of, read_yaml
@@ -44,6 +45,7 @@ class Page:
         repeats: committed records of the same runs with other seeds, by preset.
         damaged: presets whose committed record cannot be believed, with the reason.
         expected: its calibrated values; None when there are none.
+        contributed: checked records of it that others made.
     """
 
     paper: str
@@ -53,6 +55,7 @@ class Page:
     repeats: dict[str, list[Record]]
     damaged: dict[str, str]
     expected: Expected | None
+    contributed: list[Contribution]
 
     @property
     def main(self) -> bool:
@@ -223,7 +226,9 @@ def _load_page(path: Path, run: Path, results: Path, faults: list[str]) -> Page:
             except RecordError as error:  # the record itself is good, and stays
                 faults.append(f"results/{preset}/{paper}/{error}")
     faults += [f"results/{preset}/{paper}/{message}" for preset, message in damaged.items()]
-    return Page(paper, path.stem, found, committed, repeats, damaged, expected)
+    contributed, wrong = contributions(path, results)
+    faults += wrong
+    return Page(paper, path.stem, found, committed, repeats, damaged, expected, contributed)
 
 
 def _committed(place: Path, notebook: Path, preset: str) -> Record | None:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from helpers.claims import Claim, chip, outcome_html
 from helpers.engine.cells import as_markdown
+from helpers.engine.contributed import elsewhere
 from helpers.engine.pages import Chapter, Page
 from helpers.engine.tally import Tally, counted
 from helpers.html import Raw, table, text
@@ -25,6 +26,7 @@ def fill(template: str, chapters: list[Chapter]) -> str:
     for chapter in chapters:
         link = f"[Open the chapter](../{chapter.main.docname}.ipynb)"
         parts += [f"(score-{chapter.paper})=", f"## {as_markdown(chapter.main.title)}", link, _claims(chapter, presets)]
+        parts += _elsewhere(chapter)
     return template.replace("<!-- scoreboard -->", "\n\n".join(parts) if chapters else "There are no chapters yet.")
 
 
@@ -132,6 +134,12 @@ def _claims(chapter: Chapter, presets: list[str]) -> str:
         for claim in chapter.claims.values()
     ]
     return table(("Claim", "The paper", *presets), rows, "claims")
+
+
+def _elsewhere(chapter: Chapter) -> list[str]:
+    """The records that others made of the chapter's notebooks, if there are any."""
+    found = [(one, page.records.get(one.record.preset)) for page in chapter.pages for one in page.contributed]
+    return ["**Reproduced elsewhere.** Records that others contributed.", elsewhere(found)] if found else []
 
 
 def _statement(chapter: Chapter, claim: Claim) -> Raw:

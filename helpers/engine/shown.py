@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
-from helpers.engine.judge import Notebook, source_of
+from helpers.code import Notebook, source_of
 from helpers.html import text
 
 FIGURE = re.compile(
