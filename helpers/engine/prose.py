@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from helpers.engine.api import fill_api
+from helpers.engine.cost import fill_cost
 from helpers.engine.pages import Chapter
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
 from helpers.engine.sweeps_page import fill_sweeps
@@ -25,6 +26,7 @@ def fill_pages(folder: Path, first: str, chapters: list[Chapter], root: Path) ->
         first: lambda text: (chapter_list(text, chapters), []),
         "book/scoreboard": lambda text: (fill(text, chapters), []),
         "book/api": lambda text: (fill_api(text, PACKAGE, chapters), []),
+        "book/cost": lambda text: (fill_cost(text, chapters, root / "notebooks"), []),
         "book/sweeps": lambda text: fill_sweeps(text, root, folder / "_extra"),
     }
     records, faults = folder / "_extra" / "records", []
