@@ -28,6 +28,7 @@ from helpers.engine import cells
 from helpers.engine.api import fill_api
 from helpers.engine.cards import card, failure_notice, introduction, other_pages, overview
 from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
+from helpers.engine.launch import buttons, offer
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.previews import write_previews
 from helpers.engine.scoreboard import as_csv, chapter_list, fill
@@ -80,9 +81,7 @@ def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool =
         print(f"rendering {len(pages)} notebook(s) ...", flush=True)
         html, complaints = render(Path(work), verbose)
         write_previews(html)
-        for page in pages:  # the download button gives the notebook as committed, ready to run
-            if page.run.source:
-                _write_json(html / "_sources" / f"{page.docname}.ipynb", page.run.source)
+        offer(html, pages, root)
         _swap(html, out)
     return faults + complaints, [page.docname for page in pages if page.run.status == "not run"]
 
@@ -128,7 +127,7 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     for name in ("_static", "_templates"):
         shutil.copytree(root / "book" / name, folder / name)
     shutil.copy(root / "CHANGELOG.md", folder)
-    _write_json(folder / "_config.yml", config)  # JSON is YAML
+    _write_json(folder / "_config.yml", {name: value for name, value in config.items() if name != "launch"})
     _write_json(folder / "_toc.yml", contents)
     own = [root / "notebooks" / chapter.paper / "references.bib" for chapter in chapters]
     references, faults = join_bibliographies([root / "book" / "references.bib", *filter(Path.exists, own)])
@@ -156,7 +155,7 @@ def _stage_page(
     folder: Path, page: Page, chapter: Chapter, config: dict[str, Any], introduce: Callable[..., str]
 ) -> list[str]:
     """Stage one notebook with its records; return what is wrong with it beyond its run."""
-    extra, links, faults = folder / "_extra", _links(page, config), []
+    extra, links, faults = folder / "_extra", buttons(page, config), []
     for record in [*page.records.values(), *([page.run.record] if page.run.record else [])]:
         record.write(extra / "records" / variant(record.preset, record.changed) / page.paper / f"{page.name}.json")
     shown = (page.run.executed if page.run.shown else page.run.executed or page.run.source) or {"cells": []}
@@ -210,21 +209,6 @@ def render(work: Path, verbose: bool) -> tuple[Path, list[str]]:
         if ours or not complaints or not (html / "objects.inv").is_file():
             raise RenderError(*(complaints or said.splitlines()))
     return html, complaints if done.returncode else []
-
-
-def _links(page: Page, config: dict[str, Any]) -> dict[str, str]:
-    """The buttons on a page's card."""
-    repository, record = config["repository"], page.run.record
-    folder = variant(record.preset, record.changed) if record else page.preset
-    place = f"{repository['branch']}/{page.docname}.ipynb"
-    slug = repository["url"].removeprefix("https://github.com/").strip("/")
-    return {
-        "Open in Colab": f"{config['launch_buttons']['colab_url']}/github/{slug}/blob/{place}",
-        "Download notebook": f"../../_sources/{page.docname}.ipynb",
-        "Source": f"{repository['url']}/blob/{place}",
-        "Download record": f"../../records/{folder}/{page.paper}/{page.name}.json",
-        "Scoreboard": f"../../book/scoreboard.html#score-{page.paper.replace('_', '-')}",
-    }
 
 
 def _stage_extra(extra: Path, title: str, first_page: str) -> None:

@@ -293,6 +293,18 @@ def test_a_link_shows_what_it_leads_to_by_mouse_and_by_keyboard(tab, fixture_boo
     assert not tab.problems
 
 
+def test_download_from_disk_saves_a_file(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    for words, place in (("notebook", "_sources/notebooks"), ("record", "records/reduced")):
+        suffix = "ipynb" if words == "notebook" else "json"
+        with tab.expect_download() as caught:
+            tab.get_by_role("link", name=f"Download {words}").click()
+        assert caught.value.suggested_filename == f"good_coin.{suffix}"
+        saved = Path(caught.value.path()).read_bytes()
+        assert saved == (fixture_book / place / "good_coin" / f"good_coin.{suffix}").read_bytes()
+    assert not tab.problems
+
+
 def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     cell = tab.locator(".cell.tag_hide-input", has=tab.locator("figure"))

@@ -12,6 +12,7 @@ from docutils.nodes import Text
 from helpers.claims import Claim
 from helpers.engine.cards import failure_notice, picture
 from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
+from helpers.engine.launch import buttons, offered
 from helpers.engine.pages import load_chapter
 from helpers.engine.shown import first_sentence, with_folded_code
 from helpers.engine.tally import Tally
@@ -175,14 +176,31 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     assert "1 of 1 claim measured: 1 inconclusive." in card.select_one(".card-studies").text
     links = {a.text: a["href"] for a in page.select(".card-button")}
     url = yaml.safe_load((fixture_checkout.root / "_config.yml").read_text())["repository"]["url"]
-    place = "main/notebooks/good_coin/good_coin.ipynb"
+    place = "notebooks/good_coin/good_coin.ipynb"
     colab = url.replace("https://github.com", "https://colab.research.google.com/github")
-    assert links["Open in Colab"] == f"{colab}/blob/{place}" and links["Source"] == f"{url}/blob/{place}"
-    launch = {a["href"] for a in page.select(".dropdown-launch-buttons a")}
-    assert launch == {links["Open in Colab"]}
+    assert links["Open in Colab"] == f"{colab}/blob/gh-pages/_sources/{place}"  # the very file that is offered
+    assert links["Source"] == f"{url}/blob/main/{place}" and not page.select(".dropdown-launch-buttons a")
     downloaded = fixture_book / "_sources" / "notebooks" / "good_coin" / "good_coin.ipynb"
     source = fixture_checkout.root / "notebooks" / "good_coin" / "good_coin.ipynb"
-    assert json.loads(downloaded.read_text()) == json.loads(source.read_text())
+    assert json.loads(downloaded.read_text()) == offered(json.loads(source.read_text()), url, "")
+
+
+@pytest.mark.parametrize(
+    ("launch", "repository", "hidden"),
+    [
+        ({}, {"url": "https://github.com/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": None}, {"url": "https://github.com/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": "p"}, {"url": "https://example.org/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": "p"}, {}, {"Open in Colab", "Source"}),
+        ({"colab": "https://c", "published": "p"}, {"url": "https://github.com/a/b/"}, set()),
+    ],
+)
+def test_a_button_without_an_address_is_hidden(run, launch, repository, hidden):
+    every = {"Open in Colab", "Download notebook", "Source", "Download record", "Scoreboard"}
+    found = buttons(load_chapter(*run).main, {"launch": launch, "repository": repository})
+    assert every - found.keys() == hidden
+    place = "_sources/notebooks/good_coin/good_coin.ipynb"
+    assert found.get("Open in Colab", "") in ("", f"https://c/github/a/b/blob/p/{place}")
 
 
 def test_a_card_shows_the_figure_that_sums_up_and_what_to_know_before(fixture_book):
