@@ -27,6 +27,7 @@ import typer
 from helpers.engine import cells
 from helpers.engine.api import fill_api
 from helpers.engine.cards import card, failure_notice, introduction, other_pages, overview
+from helpers.engine.charts import with_charts, write_script
 from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
 from helpers.engine.launch import buttons, offer
 from helpers.engine.pages import Chapter, Page, find_chapters
@@ -168,6 +169,8 @@ def _stage_page(
             faults.append(f"{page.paper}/{page.name}.ipynb: {cut} over-long output(s) cut")
             _write_json(extra / "executed" / page.paper / f"{page.name}.ipynb", shown)
             links["Download executed notebook"] = f"../../executed/{page.paper}/{page.name}.ipynb"
+        notebook, wrong = with_charts(notebook, chapter.charts_of(page))
+        faults += [f"{page.paper}/guide.yaml: {said}" for said in wrong]
         notebook, images = with_captions(notebook, extra / "figures" / page.paper, f"../../figures/{page.paper}")
         if page.main and chapter.guide.figure not in (None, *images):
             faults.append(f"{page.paper}/guide.yaml: figure: there is no '{chapter.guide.figure}' on the main page")
@@ -212,7 +215,7 @@ def render(work: Path, verbose: bool) -> tuple[Path, list[str]]:
 
 
 def _stage_extra(extra: Path, title: str, first_page: str) -> None:
-    """Stage what is copied as it is: MathJax and a start page at the book's root."""
+    """Stage what is copied as it is: MathJax, Vega and a start page at the book's root."""
     spec = find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
         raise BadRequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
@@ -221,6 +224,7 @@ def _stage_extra(extra: Path, title: str, first_page: str) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
         copy(source / name, target / name)
+    write_script(extra / "_static")
     (extra / "index.html").write_text(REDIRECT.format(title=title, page=f"{first_page}.html"), encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ before, replaced = origins(), globals().get("replaced", [])
 origin, seconds = before.get("papers-executed", [""])[-1] or "", 60 if "torch" in before else 200
 if not ("editable" in origin or (COMMIT and COMMIT in origin)):
     homes = installed.packages_distributions()
-    in_use = {name for module in sys.modules for name in homes.get(module, [])}
+    in_use = {name for module in sys.modules if module[0] != "_" for name in homes.get(module, [])}
     for step in STEPS:
         pip(*step)
     replaced += [name for name, old in before.items() - origins().items() if name in in_use]
