@@ -34,11 +34,12 @@ class Chart(BaseModel):
         notebook: stem of its notebook; None is the chapter's main one.
         title: what can be tried, one sentence.
         slider, label: column of the values that the slider runs through, in the order of the data, and its words.
-        row: column of the names. With `spread` it is a new one, which gets the names of those columns.
-        value, axis: column of the numbers (a new one with `spread`), and what they are.
+        row: column of the names.
+        value, axis: column of the numbers, and what they are.
         ends: columns of the interval's ends.
-        where: values that columns must have.
-        spread: columns that hold the numbers of one row each; [] stands for all that are not named otherwise.
+        where: the value, or the values, that a column must have.
+        spread: columns that hold the numbers; their names become the `row`, or the `slider` where there is such a row.
+            [] stands for all columns that are not named otherwise.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +53,7 @@ class Chart(BaseModel):
     value: str
     axis: str
     ends: tuple[str, str] | None = None
-    where: dict[str, str | float] = {}
+    where: dict[str, bool | str | float | list[str]] = {}
     spread: list[str] | None = None
 
 
@@ -101,12 +102,11 @@ def table_of(figure: str, chart: Chart) -> "pd.DataFrame":
         raise ValueError("the figure has no data")
     table = pd.read_csv(io.BytesIO(base64.b64decode(unescape(found[1]))))
     for column, wanted in chart.where.items():
-        table = table[table[column] == wanted]
+        table = table[table[column].isin(wanted if isinstance(wanted, list) else [wanted])]
     if chart.spread is not None:
-        columns = chart.spread or [one for one in table if one not in (chart.slider, *chart.where)]
-        order = pd.Series(range(len(table)), table.index)
-        table = table.assign(_order=order).melt(["_order", chart.slider], columns, chart.row, chart.value)
-        table = table.sort_values("_order", kind="stable")
+        made, kept = (chart.slider, chart.row) if chart.row in table else (chart.row, chart.slider)
+        columns = chart.spread or [one for one in table if one not in (kept, *chart.where)]
+        table = table.melt([kept], columns, made, chart.value)
     low, high = chart.ends or (chart.value, chart.value)
     names = {"at": chart.slider, "row": chart.row, "value": chart.value, "low": low, "high": high}
     table = pd.DataFrame({name: table[column] for name, column in names.items()}).dropna()
