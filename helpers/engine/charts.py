@@ -100,7 +100,7 @@ def table_of(figure: str, chart: Chart) -> "pd.DataFrame":
     found = DATA.search(figure)
     if found is None:
         raise ValueError("the figure has no data")
-    table = pd.read_csv(io.BytesIO(base64.b64decode(unescape(found[1]))))
+    table: Any = pd.read_csv(io.BytesIO(base64.b64decode(unescape(found[1]))))
     for column, wanted in chart.where.items():
         table = table[table[column].isin(wanted if isinstance(wanted, list) else [wanted])]
     if chart.spread is not None:
@@ -139,7 +139,8 @@ def specification(chart: Chart, table: "pd.DataFrame", start: int) -> dict[str, 
     from helpers.figures import COLORS
 
     ends = (min(0.0, *table["low"]), max(0.0, *table["high"]))
-    values = table[["slot", "row", "value", "low", "high"]].to_dict("records")
+    columns = ["slot", "row", "value", "low", "high"]
+    values = [dict(zip(columns, one, strict=True)) for one in table[columns].to_numpy().tolist()]
     base = alt.Chart(alt.InlineData(values=values)).transform_filter("datum.slot == at")
     rows = alt.Y("row:N", sort=None, title=None, axis=alt.Axis(labelLimit=150))
     scale = alt.Scale(domain=ends, nice=True)
@@ -148,7 +149,7 @@ def specification(chart: Chart, table: "pd.DataFrame", start: int) -> dict[str, 
     )
     rules = base.mark_rule(strokeWidth=2).encode(y=rows, x=alt.X("low:Q", scale=scale), x2="high:Q")
     drawn = alt.layer(bars, rules) if chart.ends else alt.layer(bars)
-    size = {"width": "container", "height": {"step": ROW}}
+    size = {"width": "container", "height": {"step": ROW}, "autosize": alt.AutoSizeParams(type="fit-x")}
     made = drawn.add_params(alt.param(name="at", value=start)).properties(**size)
     return made.to_dict()
 
@@ -160,4 +161,5 @@ def write_script(folder: Path) -> None:
 
     version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    (folder / SCRIPT).write_text(bundle, encoding="utf-8")
+    # its names stay its own: the page has scripts with the same ones
+    (folder / SCRIPT).write_text(f"(() => {{\n{bundle}\n}})();\n", encoding="utf-8")
