@@ -16,7 +16,7 @@ export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 # the targets share two cores and the staged notebooks
 .NOTPARALLEL:
-.PHONY: book public calibrate test lint types test-units test-notebooks test-launch test-book chromium clean environment
+.PHONY: book public calibrate test lint types test-units test-notebooks test-launch test-book pdf shots chromium clean environment
 
 book: environment
 	$(RUN) snakemake --cores 2
@@ -34,6 +34,7 @@ test: lint types test-units test-notebooks test-launch test-book
 lint: environment
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) codespell_lib
 
 types: environment
 	$(RUN) basedpyright
@@ -57,6 +58,13 @@ test-launch: environment
 test-book: environment chromium
 	@echo "== the book rendered from those copies, in a browser"
 	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest tests/book
+
+# of the book that `make book` has rendered
+pdf: environment chromium
+	$(RUN) tests.press pdf _build/reduced/html _build/reduced/book.pdf
+
+shots: environment chromium
+	$(RUN) tests.press shots _build/reduced/html _build/reduced/shots
 
 chromium:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \

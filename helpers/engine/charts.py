@@ -149,9 +149,8 @@ def specification(chart: Chart, table: "pd.DataFrame", start: int) -> dict[str, 
     )
     rules = base.mark_rule(strokeWidth=2).encode(y=rows, x=alt.X("low:Q", scale=scale), x2="high:Q")
     drawn = alt.layer(bars, rules) if chart.ends else alt.layer(bars)
-    size = {"width": "container", "height": {"step": ROW}, "autosize": alt.AutoSizeParams(type="fit-x")}
-    made = drawn.add_params(alt.param(name="at", value=start)).properties(**size)
-    return made.to_dict()
+    size = {"width": "container", "height": ROW * table["row"].nunique()}
+    return drawn.add_params(alt.param(name="at", value=start)).properties(**size).to_dict()
 
 
 def write_script(folder: Path) -> None:
