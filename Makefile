@@ -16,7 +16,7 @@ export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 # the targets share two cores and the staged notebooks
 .NOTPARALLEL:
-.PHONY: book public calibrate test lint types test-units test-faults test-slurm test-notebooks test-book chromium clean environment
+.PHONY: book public calibrate test lint types test-units test-faults test-slurm test-notebooks test-launch test-book pdf shots chromium clean environment
 
 book: environment
 	$(RUN) snakemake --cores 2
@@ -29,11 +29,12 @@ public: environment
 calibrate: environment
 	$(RUN) helpers.engine.cli calibrate "$(or $(NOTEBOOK),$(error usage: make calibrate NOTEBOOK=<paper> or <paper>/<notebook>))"
 
-test: lint types test-units test-notebooks test-book
+test: lint types test-units test-notebooks test-launch test-book
 
 lint: environment
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) codespell_lib
 
 types: environment
 	$(RUN) basedpyright
@@ -59,9 +60,20 @@ test-notebooks: environment
 	ls -S $(STAGED)/reduced/seed-0/*/*.ipynb | tr '\n' '\0' | xargs -0 -n 1 -P 2 tests/offline/run \
 	$(ONE_THREAD) $(RUN) pytest -q --nbmake --overwrite --nbmake-timeout=600
 
+test-launch: environment
+	@echo "== $(or $(NOTEBOOK),a small chapter) as a page offers it, in a bare environment"
+	$(RUN) tests.launch $(NOTEBOOK)
+
 test-book: environment chromium
 	@echo "== the book rendered from those copies, in a browser"
 	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest tests/book
+
+# of the book that `make book` has rendered
+pdf: environment chromium
+	$(RUN) tests.press pdf _build/reduced/html _build/reduced/book.pdf
+
+shots: environment chromium
+	$(RUN) tests.press shots _build/reduced/html _build/reduced/shots
 
 chromium:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \

@@ -1,19 +1,16 @@
 """The run card: what produced a record, so that two records can be compared."""
 
 import hashlib
-import os
 import platform
 import resource
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from helpers.commit import version_of
 from helpers.html import table
 from helpers.paths import checkout
 from helpers.record import Record
@@ -37,7 +34,7 @@ def describe_machine(device: torch.device, start: float, commit: str) -> dict[st
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_s": round(time.perf_counter() - start, 1),
         "peak_memory_mb": round(peak_mb),
@@ -73,40 +70,9 @@ def card_html(record: Record, regression: str) -> str:
     return table((), rows.items(), "run-card")
 
 
-def source_commit(root: Path | None = None) -> str:
-    """Return the checkout's own commit, marked when files differ from it; else the version, or why it is not known.
-
-    A checkout unpacked inside another repository, or variables such as `GIT_DIR`, must not lend it a foreign commit.
-    """
-    root = root or checkout()
-    if root is None:
-        return f"package {_version('papers-executed')}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(root), "-c", "core.quotePath=false", *args]
-        return subprocess.run(command, env=clean, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return "unknown (the checkout is no repository of its own)"
-        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-    except OSError:
-        return "unknown (git is not installed)"
-    except subprocess.CalledProcessError as error:
-        return "unknown (git: " + (error.stderr.strip().splitlines() or ["failed"])[0].split("; ")[0][:80] + ")"
-
-
 def _lock_hash() -> str:
     root = checkout()
     lock = root / "requirements.lock" if root else None
     if lock is None or not lock.is_file():
         return "none (see versions)"
     return "sha256:" + hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -16,9 +16,10 @@ from IPython.display import HTML, display
 
 from helpers import data as data_registry
 from helpers import figures
-from helpers.card import card_html, describe_machine, source_commit
+from helpers.card import card_html, describe_machine
 from helpers.claims import all_outcomes, claims_table, load_claims
 from helpers.code import code_hash_of
+from helpers.commit import source_commit
 from helpers.lock import lock_of
 from helpers.memory import hold_to
 from helpers.parameters import schema, values_of

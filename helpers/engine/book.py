@@ -26,7 +26,9 @@ import typer
 
 from helpers.engine import cells
 from helpers.engine.cards import card, failure_notice, introduction, other_pages, overview
+from helpers.engine.charts import with_charts, write_script
 from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
+from helpers.engine.launch import buttons, offer
 from helpers.engine.pages import Chapter, Page, find_chapters
 from helpers.engine.previews import write_previews
 from helpers.engine.prose import fill_pages
@@ -79,9 +81,7 @@ def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool =
         print(f"rendering {len(pages)} notebook(s) ...", flush=True)
         html, complaints = render(Path(work), verbose)
         write_previews(html)
-        for page in pages:  # the download button gives the notebook as committed, ready to run
-            if page.run.source:
-                _write_json(html / "_sources" / f"{page.docname}.ipynb", page.run.source)
+        offer(html, pages, root)
         _swap(html, out)
     return faults + complaints, [page.docname for page in pages if page.run.status == "not run"]
 
@@ -127,7 +127,7 @@ def stage(folder: Path, chapters: list[Chapter], root: Path) -> list[str]:
     for name in ("_static", "_templates"):
         shutil.copytree(root / "book" / name, folder / name)
     shutil.copy(root / "CHANGELOG.md", folder)
-    _write_json(folder / "_config.yml", config)  # JSON is YAML
+    _write_json(folder / "_config.yml", {name: value for name, value in config.items() if name != "launch"})
     _write_json(folder / "_toc.yml", contents)
     own = [root / "notebooks" / chapter.paper / "references.bib" for chapter in chapters]
     references, faults = join_bibliographies([root / "book" / "references.bib", *filter(Path.exists, own)])
@@ -148,7 +148,7 @@ def _stage_page(
     folder: Path, page: Page, chapter: Chapter, config: dict[str, Any], introduce: Callable[..., str]
 ) -> list[str]:
     """Stage one notebook with its records; return what is wrong with it beyond its run."""
-    extra, links, faults = folder / "_extra", _links(page, config), []
+    extra, links, faults = folder / "_extra", buttons(page, config), []
     for record in [*page.records.values(), *([page.run.record] if page.run.record else [])]:
         record.write(extra / "records" / variant(record.preset, record.changed) / page.paper / f"{page.name}.json")
     shown = (page.run.executed if page.run.shown else page.run.executed or page.run.source) or {"cells": []}
@@ -161,6 +161,8 @@ def _stage_page(
             faults.append(f"{page.paper}/{page.name}.ipynb: {cut} over-long output(s) cut")
             _write_json(extra / "executed" / page.paper / f"{page.name}.ipynb", shown)
             links["Download executed notebook"] = f"../../executed/{page.paper}/{page.name}.ipynb"
+        notebook, wrong = with_charts(notebook, chapter.charts_of(page))
+        faults += [f"{page.paper}/guide.yaml: {said}" for said in wrong]
         notebook, images = with_captions(notebook, extra / "figures" / page.paper, f"../../figures/{page.paper}")
         if page.main and chapter.guide.figure not in (None, *images):
             faults.append(f"{page.paper}/guide.yaml: figure: there is no '{chapter.guide.figure}' on the main page")
@@ -204,23 +206,8 @@ def render(work: Path, verbose: bool) -> tuple[Path, list[str]]:
     return html, complaints if done.returncode else []
 
 
-def _links(page: Page, config: dict[str, Any]) -> dict[str, str]:
-    """The buttons on a page's card."""
-    repository, record = config["repository"], page.run.record
-    folder = variant(record.preset, record.changed) if record else page.preset
-    place = f"{repository['branch']}/{page.docname}.ipynb"
-    slug = repository["url"].removeprefix("https://github.com/").strip("/")
-    return {
-        "Open in Colab": f"{config['launch_buttons']['colab_url']}/github/{slug}/blob/{place}",
-        "Download notebook": f"../../_sources/{page.docname}.ipynb",
-        "Source": f"{repository['url']}/blob/{place}",
-        "Download record": f"../../records/{folder}/{page.paper}/{page.name}.json",
-        "Scoreboard": f"../../book/scoreboard.html#score-{page.paper.replace('_', '-')}",
-    }
-
-
 def _stage_extra(extra: Path, title: str, first_page: str) -> None:
-    """Stage what is copied as it is: MathJax and a start page at the book's root."""
+    """Stage what is copied as it is: MathJax, Vega and a start page at the book's root."""
     spec = find_spec("sphinx-mathjax-offline")
     if spec is None or spec.origin is None:
         raise BadRequestError("the package sphinx-mathjax-offline is not installed; it ships MathJax for offline pages")
@@ -229,6 +216,7 @@ def _stage_extra(extra: Path, title: str, first_page: str) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
         copy(source / name, target / name)
+    write_script(extra / "_static")
     (extra / "index.html").write_text(REDIRECT.format(title=title, page=f"{first_page}.html"), encoding="utf-8")
 
 

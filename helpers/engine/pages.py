@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from helpers.claims import Claim, load_claims
 from helpers.engine.cells import find_title
+from helpers.engine.charts import Chart
 from helpers.engine.contributed import Contribution, contributions
 from helpers.engine.judge import Judgement, chapters_of, judge
 from helpers.engine.tally import NOT_TESTABLE
@@ -25,6 +26,7 @@ class Guide(BaseModel):
         before: what one should know; a term of the glossary becomes a link to it.
         after: papers whose chapters prepare for this one; they stand earlier in the book.
         figure: name of the main notebook's figure that sums it up.
+        charts: with a slider, below figures of its notebooks.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +34,7 @@ class Guide(BaseModel):
     before: list[str] = []
     after: list[str] = []
     figure: str | None = None
+    charts: list[Chart] = []
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ class Chapter:
     def page_of(self, claim: Claim) -> Page | None:
         """Return the page whose run judges a claim."""
         return next((page for page in self.pages if page.name == (claim.notebook or self.paper)), None)
+
+    def charts_of(self, page: Page) -> list[Chart]:
+        """Return the charts with a slider that a page shows."""
+        return [chart for chart in self.guide.charts if (chart.notebook or self.paper) == page.name]
 
     def claims_of(self, page: Page) -> dict[str, Claim]:
         """Return the claims that the run of a page judges."""

@@ -3,6 +3,7 @@
 `REPRODUCTIONS_STAGED_RUNS` is a folder of executed copies, `<paper>/<notebook>.{ipynb,json[,status.json]}`.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -23,6 +24,14 @@ QUIET = ["--disable-component-update", "--disable-sync", "--disable-default-apps
 
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 STUDY = "second_throw"
+COINS = """throws,coin,heads,low,high
+10,old </script> & "worn",0.7,0.4,0.9
+10,new,0.5,0.2,0.8
+100,old </script> & "worn",0.71,0.62,0.79
+100,new,0.49,0.4,0.58
+"""
+CHART = {"figure": "coins", "title": "Throw more often.", "slider": "throws", "label": "number of throws"}
+CHART |= {"row": "coin", "value": "heads", "axis": "share of heads", "ends": ["low", "high"]}
 
 
 def claim(name: str, statement: str, **more) -> dict:
@@ -91,7 +100,8 @@ def chapter(paper: str) -> tuple[dict, dict]:
     """Source and executed copy of a chapter; the figure's HTML is that of `helpers.figures`."""
     source = f'alt="a bar at 0.7 for heads" src="data:image/png;base64,{DOT}"'
     images = "".join(f'<img class="only-{page}" {source}>' for page in ("light", "dark"))
-    link = '<a class="figure-data" download="coins.csv" href="data:text/csv;base64,eA==">data (CSV)</a>'
+    data = base64.b64encode(COINS.encode()).decode()
+    link = f'<a class="figure-data" download="coins.csv" href="data:text/csv;base64,{data}">data (CSV)</a>'
     shown = [html_output(f'<figure class="repro-figure" id="figure-coins">{images}{link}</figure>')]
     cells = [
         cell("markdown", "title", TITLE),
@@ -181,7 +191,7 @@ def write_fixture(folder: Path, name: str) -> SimpleNamespace:
     (root / "notebooks" / "good_coin" / "claims.yaml").write_text(yaml.safe_dump([*CLAIMS, STUDY_CLAIM]))
     (root / "notebooks" / "good_coin" / "expected.yaml").write_text(yaml.safe_dump(expected("good_coin")))
     write_json(root / "results" / "public" / "good_coin" / "good_coin.json", record("good_coin", "public"))
-    guide = {"before": ["bootstrap", "coins <of any kind>"], "figure": "coins"}
+    guide = {"before": ["bootstrap", "coins <of any kind>"], "figure": "coins", "charts": [CHART]}
     (root / "notebooks" / "good_coin" / "guide.yaml").write_text(yaml.safe_dump(guide))
     title = cell("markdown", "title", "# A second throw\n\nOf the same coin.\n\n<!-- card -->\n")
     study = notebook([title, cell("code", "throw", "p = 0.6", [html_output("<p>0.6</p>")])])

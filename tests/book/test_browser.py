@@ -293,6 +293,64 @@ def test_a_link_shows_what_it_leads_to_by_mouse_and_by_keyboard(tab, fixture_boo
     assert not tab.problems
 
 
+BARS = """(plot) => [...plot.querySelectorAll("path[aria-roledescription=bar], .mark-rect path")]
+  .map((bar) => Math.round(bar.getBoundingClientRect().width))"""
+
+
+def test_a_chart_follows_its_slider_by_keyboard_and_says_what_it_shows(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    slider, plot = tab.get_by_label("number of throws"), tab.locator(".explore-plot")
+    height = tab.locator(".explore").bounding_box()["height"]
+    plot.scroll_into_view_if_needed()
+    tab.wait_for_selector(".explore-plot[data-at='100']")
+    assert tab.locator(".explore").bounding_box()["height"] == height  # nothing below it moves
+    first, said = plot.evaluate(BARS), plot.get_attribute("aria-label")
+    assert said == 'share of heads. old </script> & "worn": 0.71; new: 0.49' and len(first) == 2
+    slider.focus()
+    tab.keyboard.press("Home")
+    tab.wait_for_selector(".explore-plot[data-at='10']")
+    assert tab.locator(".explore output").inner_text() == "10" == slider.get_attribute("aria-valuetext")
+    assert plot.get_attribute("aria-label").endswith("new: 0.5") and plot.evaluate(BARS)[0] < first[0]
+    tab.keyboard.press("End")
+    tab.wait_for_selector(".explore-plot[data-at='100']")
+    assert plot.evaluate(BARS) == first
+    assert not tab.problems and not tab.left
+
+
+def test_a_chart_takes_the_ink_of_the_theme_and_is_not_there_without_scripts(browser, tab, fixture_book):
+    path = fixture_book / "notebooks" / "good_coin" / "good_coin.html"
+    visit(tab, path)
+    label = tab.locator(".explore-plot text").first
+    seen = {}
+    for mode in ("light", "dark"):
+        tab.evaluate("mode => (document.documentElement.dataset.theme = mode)", mode)
+        tab.locator(".explore").scroll_into_view_if_needed()
+        ink = tab.locator(".explore").evaluate("box => getComputedStyle(box).color")
+        tab.wait_for_function(
+            "ink => getComputedStyle(document.querySelector('.explore-plot text') ?? document.body).fill === ink",
+            arg=ink,
+        )
+        seen[mode] = label.evaluate("text => getComputedStyle(text).fill")
+    assert seen["light"] != seen["dark"]
+    context = browser.new_context(java_script_enabled=False, offline=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    assert not page.locator(".explore").is_visible() and page.locator("#figure-coins img").first.get_attribute("alt")
+    context.close()
+
+
+def test_download_from_disk_saves_a_file(tab, fixture_book):
+    visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
+    for words, place in (("notebook", "_sources/notebooks"), ("record", "records/reduced")):
+        suffix = "ipynb" if words == "notebook" else "json"
+        with tab.expect_download() as caught:
+            tab.get_by_role("link", name=f"Download {words}").click()
+        assert caught.value.suggested_filename == f"good_coin.{suffix}"
+        saved = Path(caught.value.path()).read_bytes()
+        assert saved == (fixture_book / place / "good_coin" / f"good_coin.{suffix}").read_bytes()
+    assert not tab.problems
+
+
 def test_figure_code_is_folded_and_its_figure_is_not(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     cell = tab.locator(".cell.tag_hide-input", has=tab.locator("figure"))

@@ -1,5 +1,6 @@
 """What the build decides: which runs may be shown, what a card says, and when it refuses."""
 
+import base64
 import csv
 import json
 import shutil
@@ -12,11 +13,14 @@ from docutils.nodes import Text
 from helpers.claims import Claim
 from helpers.engine.cards import failure_notice, picture
 from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
+from helpers.engine.charts import Chart, table_of, with_charts
+from helpers.engine.launch import buttons, offered
 from helpers.engine.pages import load_chapter
 from helpers.engine.shown import first_sentence, with_folded_code
 from helpers.engine.tally import Tally
 from helpers.engine.terms import link_terms
 from helpers.record import Outcome
+from tests.book.conftest import CHART, COINS
 
 
 @pytest.fixture
@@ -175,14 +179,31 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     assert "1 of 1 claim measured: 1 inconclusive." in card.select_one(".card-studies").text
     links = {a.text: a["href"] for a in page.select(".card-button")}
     url = yaml.safe_load((fixture_checkout.root / "_config.yml").read_text())["repository"]["url"]
-    place = "main/notebooks/good_coin/good_coin.ipynb"
+    place = "notebooks/good_coin/good_coin.ipynb"
     colab = url.replace("https://github.com", "https://colab.research.google.com/github")
-    assert links["Open in Colab"] == f"{colab}/blob/{place}" and links["Source"] == f"{url}/blob/{place}"
-    launch = {a["href"] for a in page.select(".dropdown-launch-buttons a")}
-    assert launch == {links["Open in Colab"]}
+    assert links["Open in Colab"] == f"{colab}/blob/gh-pages/_sources/{place}"  # the very file that is offered
+    assert links["Source"] == f"{url}/blob/main/{place}" and not page.select(".dropdown-launch-buttons a")
     downloaded = fixture_book / "_sources" / "notebooks" / "good_coin" / "good_coin.ipynb"
     source = fixture_checkout.root / "notebooks" / "good_coin" / "good_coin.ipynb"
-    assert json.loads(downloaded.read_text()) == json.loads(source.read_text())
+    assert json.loads(downloaded.read_text()) == offered(json.loads(source.read_text()), url, "")
+
+
+@pytest.mark.parametrize(
+    ("launch", "repository", "hidden"),
+    [
+        ({}, {"url": "https://github.com/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": None}, {"url": "https://github.com/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": "p"}, {"url": "https://example.org/a/b"}, {"Open in Colab"}),
+        ({"colab": "https://c", "published": "p"}, {}, {"Open in Colab", "Source"}),
+        ({"colab": "https://c", "published": "p"}, {"url": "https://github.com/a/b/"}, set()),
+    ],
+)
+def test_a_button_without_an_address_is_hidden(run, launch, repository, hidden):
+    every = {"Open in Colab", "Download notebook", "Source", "Download record", "Scoreboard"}
+    found = buttons(load_chapter(*run).main, {"launch": launch, "repository": repository})
+    assert every - found.keys() == hidden
+    place = "_sources/notebooks/good_coin/good_coin.ipynb"
+    assert found.get("Open in Colab", "") in ("", f"https://c/github/a/b/blob/p/{place}")
 
 
 def test_a_card_shows_the_figure_that_sums_up_and_what_to_know_before(fixture_book):
@@ -211,6 +232,36 @@ def test_a_guide_is_checked(run, tmp_path):
     chapter = load_chapter(folder, *run[1:])
     assert chapter.faults == ["good_coin/guide.yaml: level: Extra inputs are not permitted"]
     assert chapter.guide.before == [] and chapter.main.run.shown
+
+
+def test_a_chart_that_cannot_be_drawn_is_named_and_costs_nothing_else():
+    figure = '<figure class="repro-figure" id="figure-coins"><a href="data:text/csv;base64,{}">data</a></figure>'
+    data = base64.b64encode(COINS.encode()).decode()
+    cell = {"cell_type": "code", "outputs": [{"data": {"text/html": figure.format(data)}}]}
+    for change, said in (
+        ({"figure": "dice"}, "the chart of 'dice': there is no such figure"),
+        ({"slider": "sides"}, "the chart of 'coins': 'sides'"),
+        ({"where": {"coin": "lost"}}, "the chart of 'coins': no row of the data is left"),
+    ):
+        notebook, faults = with_charts({"cells": [cell]}, [Chart.model_validate(CHART | change)])
+        assert faults == [said] and notebook["cells"] == [cell]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [
+        ({"slider": "n", "row": "rho"}, [[10, 0, "0.5", 1], [30, 1, "0.5", 3], [10, 0, "-0.5", 2], [30, 1, "-0.5", 4]]),
+        (
+            {"slider": "rho", "row": "n"},
+            [["0.5", 0, "10", 1], ["0.5", 0, "30", 3], ["-0.5", 1, "10", 2], ["-0.5", 1, "30", 4]],
+        ),
+    ],
+)
+def test_columns_can_be_spread_to_the_rows_or_to_the_slider(columns, rows):
+    wide = base64.b64encode(b"n,0.5,-0.5,odd\n10,1,2,x\n20,1,2,y\n30,3,4,x\n").decode()
+    chart = Chart(figure="f", title="t", label="l", value="gain", axis="g", where={"odd": ["x"]}, spread=[], **columns)
+    table = table_of(f'<a href="data:text/csv;base64,{wide}">', chart)
+    assert table[["at", "slot", "row", "value"]].to_numpy().tolist() == rows
 
 
 def test_a_figure_has_a_number_a_caption_and_files_of_its_own(fixture_book):
