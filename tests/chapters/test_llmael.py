@@ -1,5 +1,6 @@
 """LLMAEL: joins and windows against golden strings of the released scripts, the linker, and a gate that must notice."""
 
+import hashlib
 import json
 import math
 import re
@@ -18,6 +19,7 @@ FOLDER = Path("notebooks/llmael")
 MAIN, PUBLIC = FOLDER / "llmael.ipynb", FOLDER / "public_sets.ipynb"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "llmael.json").read_text(encoding="utf-8"))
 CASES = GOLDEN["join"]["cases"]
+FILES = "sha256_16_of_augmented_files"
 MAIN_NAMES = ["find_released", "find_word", "parts", "joined", "window", "surface", "alias_of", "sentences"]
 MAIN_NAMES += ["without_name", "build_base", "Mention", "LONGER", "inside_longer", "find_mentions", "collect", "split"]
 MAIN_NAMES += ["Maps", "start_maps", "project", "draw_rivals", "contrast", "best_candidate", "recall_at", "fit"]
@@ -123,21 +125,51 @@ def test_offsets_are_repaired_as_in_the_release(public):
     assert public.refined_join("the A &amp; B firm", "A & B", 4, "x", 4) == ("the A & B firm\nA & B: x", 4)
 
 
-def test_counts_of_the_shipped_descriptions(public):
-    """How the first match falls in the released GENRE files; needs the public files."""
-    folder = data_dir() / "llmael" / "official"
-    if not folder.is_dir():
+def digest(rows: list[dict]) -> str:
+    """What the golden file holds of an augmented file: the beginning of the hash of its lines."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def released(path: str) -> list[dict]:
+    file = data_dir() / "llmael" / "official" / path
+    if not file.is_file():
         pytest.skip("the released files are not in the data folder")
-    for name in ("ace2004", "aquaint", "msnbc"):
-        want = GOLDEN["shipped_data_counts"]["rows"][f"genre/llama-3-70b/{name}"]
-        rows = read_jsonl(folder / "genre" / f"{name}.jsonl")
-        texts = read_jsonl(folder / "llama-3-70b" / "genre" / f"{name}_llama-3-70b.jsonl")
-        found = absent = 0
+    return read_jsonl(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ace2004", "aquaint", "msnbc"])
+def test_augmented_files_equal_those_of_the_genre_script(public, name):
+    """Byte for byte, by their hashes; needs the public files."""
+    rows, texts = released(f"genre/{name}.jsonl"), released(f"llama-3-70b/genre/{name}_llama-3-70b.jsonl")
+    for strategy in range(5):
+        made = []
         for row, text in zip(rows, texts, strict=True):
-            plain = public.without_punctuation(text["llm_context"])
-            absent += public.find_mention(row["meta"]["mention"], plain).text != plain
-            found += 1
-        assert (found, absent) == (want["n"], want["prefixed"])
+            m = dict(row["meta"])
+            sides = public.genre_join(
+                m["left_context"], m["mention"], m["right_context"], text["llm_context"], strategy
+            )
+            m["left_context"], m["right_context"] = public.genre_limit(sides[0], m["mention"], sides[1])
+            line = f"{m['left_context']} [START_ENT] {m['mention']} [END_ENT] {m['right_context']}".strip()
+            made.append(row | {"meta": m, "input": line})
+        assert [len(made), digest(made)] == GOLDEN[FILES][f"genre/llama-3-70b/{name}/{strategy}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["llama-3-70b", "gpt-3.5-turbo", "glm-4"])
+@pytest.mark.parametrize("name", ["ace2004", "aquaint", "msnbc"])
+def test_augmented_files_equal_those_of_the_refined_script(public, name, writer):
+    """Byte for byte, the truncated file included; needs the public files."""
+    rows, texts = released(f"refined/{name}_parsed.json"), released(f"{writer}/refined/{name}_{writer}.jsonl")
+    for strategy in range(5):
+        made = []
+        for row, text in zip(rows, texts, strict=False):  # as the script: the shorter file ends it
+            m, whole = row["mentions"][0], row["text"]
+            joined, start = public.refined_join(whole, m["text"], m["start"], text["llm_context"], strategy)
+            kept = {"id": text["id"], "original_context": whole.replace("&amp;", "&"), "original_start": m["start"]}
+            made.append(row | {"text": joined, "mentions": [m | {"start": start}, *row["mentions"][1:]]} | kept)
+        assert [len(made), digest(made)] == GOLDEN[FILES][f"refined/{writer}/{name}/{strategy}"]
 
 
 def test_missing_descriptions_are_counted(public, capsys):
