@@ -1,0 +1,327 @@
+"""LLMAEL: joins and windows against golden strings of the released scripts, the linker, and a gate that must notice."""
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_run import FakeRun
+from lift import lift, sabotage
+
+from helpers.data import data_dir, read_jsonl
+
+FOLDER = Path("drafts/llmael")
+MAIN, PUBLIC = FOLDER / "llmael.ipynb", FOLDER / "public_sets.ipynb"
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "llmael.json").read_text(encoding="utf-8"))
+CASES = GOLDEN["join"]["cases"]
+FILES = "sha256_16_of_augmented_files"
+MAIN_NAMES = ["find_released", "find_word", "parts", "joined", "window", "surface", "alias_of", "sentences"]
+MAIN_NAMES += ["without_name", "build_base", "Mention", "LONGER", "inside_longer", "find_mentions", "collect", "split"]
+MAIN_NAMES += ["Maps", "start_maps", "project", "draw_rivals", "contrast", "best_candidate", "recall_at", "fit"]
+MAIN_NAMES += ["repeated", "prompt_of", "tidy", "HEAD", "kept_share", "tail_gap"]
+PUBLIC_NAMES = ["find_mention", "without_punctuation", "genre_join", "genre_limit", "repair", "refined_join"]
+PUBLIC_NAMES += ["fit_weights", "answers", "align", "is_linked", "masked", "shuffled", "quotas", "gap"]
+
+
+@pytest.fixture(scope="module")
+def nb() -> SimpleNamespace:
+    words = {
+        "test": [SimpleNamespace(article="")],
+        "pieces": str.split,
+        "DIM": 6,
+        "run": FakeRun(),
+        "steps": 40,
+        "per_entity": 2,
+        "n_train": 50,
+        "n_test": 3,
+    }
+    return lift(MAIN, MAIN_NAMES, words)
+
+
+@pytest.fixture(scope="module")
+def public() -> SimpleNamespace:
+    return lift(PUBLIC, PUBLIC_NAMES)
+
+
+def strings(case: str) -> tuple[str, str, str, str]:
+    row = CASES[case]
+    return row["left"], row["mention"], row["right"], row["llm"]
+
+
+@pytest.mark.parametrize("strategy", range(5))
+@pytest.mark.parametrize("case", [name for name in CASES if "all" not in CASES[name]])
+def test_joins_equal_the_released_scripts(nb, public, case, strategy):
+    left, mention, right, text = strings(case)
+    assert list(nb.joined(left, mention, right, text, strategy)) == CASES[case]["blink"][strategy]
+    assert list(public.genre_join(left, mention, right, text, strategy)) == CASES[case]["genre"][strategy]
+    start = len(left) + 1 if left else 0
+    whole = f"{left}{' ' if left else ''}{mention} {right}"
+    got = public.refined_join(whole, mention, start, text, strategy)
+    assert list(got) == CASES[case]["refined"][strategy]
+
+
+def test_a_pattern_error_counts_as_absent(nb, public):
+    """The released scripts stop here; the rule of the chapter is that the mention is absent."""
+    left, mention, right, text = strings("parenthesis_open")
+    assert nb.joined(left, mention, right, text, 0) == ("", ": The Lorn (town is old.")
+    assert public.find_mention(mention, text).start == public.find_mention("Lorn town", "The Lorn town").start - 4
+
+
+def test_the_cautious_rule(nb):
+    assert nb.find_word("us", "A focus on the us economy.") == 15 and nb.find_word("us", "A focus") is None
+    assert nb.find_word("Lorn (town)", "The LORN (town) is old.") == 4
+    assert nb.find_word("", "text") is None and nb.find_word("!!", "text") is None
+    assert nb.find_word("東京", "首都は 東京 です") == 4 and nb.find_released("東京", "首都は東京です") == 3
+
+
+def test_every_piece_knows_its_origin(nb):
+    args = ("We met", "Lorn", "at noon.", "The town of Lorn lies north.")
+    for strategy in range(5):
+        sides = nb.parts(*args, strategy)
+        told = "".join(text for side in sides for text, own in side if own)
+        assert "lies north." in told and "noon" not in told
+
+
+def test_windows_equal_blinks_rule(nb, public):
+    for row in GOLDEN["blink_window"]["rows"]:
+        left, mention, right = (list(range(row[f"{side}_words"])) for side in ("left", "mention", "right"))
+        a, m, b = nb.window(left, mention, right, row["max_len"])
+        assert len(a) + len(m) + len(b) + 4 <= row["max_len"]
+        assert a == left[len(left) - len(a) :] and b == right[: len(b)]
+        assert public.quotas(len(left), len(mention), len(right), row["max_len"]) == (len(a), len(b))
+        if isinstance(row["kept"], dict):  # else the released rule stops, and the mention is cut here
+            assert {"left": len(a), "mention": len(m), "right": len(b)} == row["kept"]
+
+
+def test_genres_limit_equals_the_released_one(public):
+    for row in GOLDEN["genre_truncation"]["rows"]:
+        left, right, text = (
+            " ".join(f"{letter}{i}" for i in range(row[f"{side}_words"]))
+            for letter, side in (("l", "left"), ("r", "right"), ("g", "llm"))
+        )
+        sides = public.genre_limit(
+            *(joined := public.genre_join(left, "M", right, text, row["strategy"]))[:1], "M", joined[1]
+        )
+        for side, name in zip(sides, ("kept_left", "kept_right"), strict=True):
+            assert {k: len(re.findall(rf"\b{k}\d", side)) for k in "lrg"} == row[name], row
+        whole = f"{sides[0]} [START_ENT] M [END_ENT] {sides[1]}"
+        assert len(whole.split()) == row["total_words"]
+
+
+def test_offsets_are_repaired_as_in_the_release(public):
+    rule = GOLDEN["refined_offset_repair"]
+    for given, (text, start, _) in rule["start_given_and_result"]:
+        got = public.refined_join(rule["text"], rule["mention"], given, rule["llm"], rule["strategy"])
+        assert got == (text, start), given
+    with pytest.raises(ValueError, match="does not hold"):
+        public.repair("nothing here", "Lorn", 3)
+    with pytest.raises(ValueError, match="does not hold"):
+        public.refined_join("the A &amp; B firm", "A &amp; B", 4, "x", 4)
+    assert public.refined_join("the A &amp; B firm", "A & B", 4, "x", 4) == ("the A & B firm\nA & B: x", 4)
+
+
+def digest(rows: list[dict]) -> str:
+    """What the golden file holds of an augmented file: the beginning of the hash of its lines."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def released(path: str) -> list[dict]:
+    file = data_dir() / "llmael" / "official" / path
+    if not file.is_file():
+        pytest.skip("the released files are not in the data folder")
+    return read_jsonl(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ace2004", "aquaint", "msnbc"])
+def test_augmented_files_equal_those_of_the_genre_script(public, name):
+    """Byte for byte, by their hashes; needs the public files."""
+    rows, texts = released(f"genre/{name}.jsonl"), released(f"llama-3-70b/genre/{name}_llama-3-70b.jsonl")
+    for strategy in range(5):
+        made = []
+        for row, text in zip(rows, texts, strict=True):
+            m = dict(row["meta"])
+            sides = public.genre_join(
+                m["left_context"], m["mention"], m["right_context"], text["llm_context"], strategy
+            )
+            m["left_context"], m["right_context"] = public.genre_limit(sides[0], m["mention"], sides[1])
+            line = f"{m['left_context']} [START_ENT] {m['mention']} [END_ENT] {m['right_context']}".strip()
+            made.append(row | {"meta": m, "input": line})
+        assert [len(made), digest(made)] == GOLDEN[FILES][f"genre/llama-3-70b/{name}/{strategy}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("writer", ["llama-3-70b", "gpt-3.5-turbo", "glm-4"])
+@pytest.mark.parametrize("name", ["ace2004", "aquaint", "msnbc"])
+def test_augmented_files_equal_those_of_the_refined_script(public, name, writer):
+    """Byte for byte, the truncated file included; needs the public files."""
+    rows, texts = released(f"refined/{name}_parsed.json"), released(f"{writer}/refined/{name}_{writer}.jsonl")
+    for strategy in range(5):
+        made = []
+        for row, text in zip(rows, texts, strict=False):  # as the script: the shorter file ends it
+            m, whole = row["mentions"][0], row["text"]
+            joined, start = public.refined_join(whole, m["text"], m["start"], text["llm_context"], strategy)
+            kept = {"id": text["id"], "original_context": whole.replace("&amp;", "&"), "original_start": m["start"]}
+            made.append(row | {"text": joined, "mentions": [m | {"start": start}, *row["mentions"][1:]]} | kept)
+        assert [len(made), digest(made)] == GOLDEN[FILES][f"refined/{writer}/{name}/{strategy}"]
+
+
+def test_missing_descriptions_are_counted(public, capsys):
+    keep = np.array([True, False, True, True])
+    assert public.align(["a", "b", "c"], keep, "short") == ["a", "c", None]
+    assert "3 descriptions for 4 rows" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="5 descriptions for 4 rows"):
+        public.align(list("abcde"), keep, "long")
+
+
+def test_rows_without_a_page_are_left_out(public):
+    assert [public.is_linked({"mentions": [{"wiki_name": w}]}) for w in ("Iran", "NIL", "nil", None, "")] == [
+        *[True, False, False, False, False]
+    ]
+
+
+def test_weights_equal_those_of_newtons_method(public):
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(size=(40, 5, 3)))
+    x[3, 2:] = x[7, :] = torch.nan  # fewer candidates, and none
+    gold = torch.tensor(rng.integers(0, 2, 40))
+    gold[[5, 7]] = -1
+    use = torch.ones(1, 40, dtype=torch.bool)
+    w = public.fit_weights(x, gold, use)[0].numpy()
+    slope, n = 2e-3 * w, 38
+    for f, g in zip(x.numpy(), gold.tolist(), strict=True):
+        f = f[~np.isnan(f).any(1)]
+        if g >= 0:
+            p = np.exp(f @ w - np.logaddexp.reduce(f @ w))
+            slope = slope - (f[g] - p @ f) / n
+    assert np.abs(slope).max() < 1e-4
+    right = public.answers(x, gold, torch.tensor(w).expand(40, -1))
+    assert right[5] == right[7] == 0
+
+
+def test_placebos(nb, public):
+    assert nb.repeated(SimpleNamespace(text="Lorn"), "a b c") == "Lorn Lorn Lorn"
+    assert nb.repeated(SimpleNamespace(text="Lorn"), "") == "Lorn"
+    moved = public.shuffled(list("abcdef"), np.random.default_rng(0))
+    assert sorted(moved) == list("abcdef") and all(a != b for a, b in zip(moved, "abcdef", strict=True))
+    assert public.masked("The Nile flows. In Egypt, the nile's end", "Nile (river)") == "The flows. In Egypt, the end"
+
+
+def test_names_and_sentences(nb):
+    assert nb.surface("House of Cards (novel)") == "House of Cards" and nb.surface("(x)") == ""
+    assert [nb.alias_of(t) for t in ("Gulf of California", "Paris", "Area 51", "東京 大学", "")] == [
+        "California",
+        *[None] * 4,
+    ]
+    assert nb.without_name("Jordan's Air Jordan shoes; airy.", "Air Jordan") == "shoes; airy."
+    assert nb.sentences("St. Ann is old. It lies by the sea.") == ["St. Ann is old. It lies by the sea."]
+    assert nb.sentences("") == [""]
+
+
+def test_the_base_and_its_mentions(nb):
+    text = "Nothing is told of it here. It is what it is."
+    paragraphs = [(t, text) for t in ("Gulf of Lorn", "Port Lorn", "Port Lorn", "Old Vosk", "Solo")]
+    paragraphs += [("Trade", "Ships cross the Gulf of Lorn. The Gulf of Lorn is calm, unlike Port Lorn Road.")]
+    articles, aliases = nb.build_base(paragraphs)
+    assert aliases == {"Lorn": ["Gulf of Lorn", "Port Lorn"]} and len(articles) == 5
+    found = nb.collect(paragraphs, aliases["Lorn"])
+    assert [(m.left, m.text, m.gold) for m in found] == [("Ships cross the", "Lorn", "Gulf of Lorn")]
+    assert "Gulf" not in found[0].right  # every occurrence gives way
+    assert nb.build_base([]) == ({}, {}) and nb.collect([], []) == []
+
+
+def test_documents_are_not_split(nb):
+    some = [nb.Mention("", "a", "", f"g{i % 9}", f"d{i // 2}") for i in range(16)]
+    test, train = nb.split(some, np.random.default_rng(0))
+    assert len(test) == 3 and test and train
+    assert not {m.article for m in test} & {m.article for m in train} or len(test) % 2
+    counts = [sum(m.gold == g for m in test + train) for g in {m.gold for m in some}]
+    assert max(counts) <= 2
+
+
+def test_the_loss_equals_a_loop(nb):
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(7, 2, 6, generator=generator), dim=-1)
+    u = torch.randn(2, 4, 2, 6, generator=generator)
+    maps = nb.Maps(torch.randn(2, 6, 12, generator=generator), torch.randn(2, 6, 12, generator=generator))
+    gold, hard = torch.tensor([0, 1, 1, 3]), torch.tensor([[4, 5], [6, -1], [-1, -1], [0, 2]])
+    got = nb.contrast(nb.project(u, maps.mention), vectors, gold, hard, maps)
+    want = 0.0
+    for arm in range(2):
+        unit = lambda v, m: torch.nn.functional.normalize(m @ v.flatten(), dim=0)  # noqa: E731
+        e = [unit(v, maps.entity[arm]) for v in vectors]
+        for i in range(4):
+            mine = unit(u[arm, i], maps.mention[arm])
+            others = [j for j in range(4) if j == i or gold[j] != gold[i]]
+            scores = [mine @ e[gold[j]] / 0.05 for j in others] + [
+                mine @ e[h] / 0.05 for h in hard[i].tolist() if h >= 0
+            ]
+            want += (torch.logsumexp(torch.stack(scores), 0) - scores[others.index(i)]).item() / 4
+    assert got.item() == pytest.approx(want, rel=1e-5)
+
+
+def test_rivals_are_never_the_gold(nb):
+    rivals, gold = torch.tensor([[0, 1, 2], [3, -1, -1]]), torch.tensor([1, 3])
+    got = nb.draw_rivals(rivals, gold, torch.Generator().manual_seed(0))
+    assert set(got[0].tolist()) == {0, 2, -1} and set(got[1].tolist()) == {-1}
+
+
+def test_the_fit_learns_and_arms_do_not_touch(nb):
+    generator = torch.Generator().manual_seed(0)
+    entities = torch.nn.functional.normalize(torch.randn(30, 2, 6, generator=generator), dim=-1)
+    gold = torch.arange(30).repeat(4)
+    x = entities[gold].flip(-1)[None]  # a linear map can undo this
+    rivals = torch.stack([gold, (gold + 1) % 30], 1)
+    alone = nb.fit(x, entities, gold, rivals, "fit")
+    both = nb.fit(torch.cat([x, torch.randn(x.shape, generator=generator)]), entities, gold, rivals, "fit")
+    torch.testing.assert_close(alone.mention[0], both.mention[0], atol=1e-5, rtol=0)
+
+    def right(maps):
+        scores = nb.project(x[0], maps.mention)[0] @ nb.project(entities, maps.entity)[0].T
+        return (nb.best_candidate(scores, rivals) == gold).float().mean()
+
+    assert right(alone) > right(nb.start_maps(1))
+
+
+def test_search_without_candidates_or_entities(nb):
+    assert nb.best_candidate(torch.zeros(1, 2), torch.tensor([[-1, -1]])).tolist() == [-1]
+    assert nb.best_candidate(torch.zeros(2, 3), torch.tensor([[2, 1], [1, 2]])).tolist() == [2, 1]  # ties: the first
+    assert nb.recall_at(torch.zeros(2, 0), torch.tensor([0, 1]), 10).tolist() == [0, 0]  # an empty base
+
+
+def test_replies(nb):
+    m = SimpleNamespace(left="a b c", text="Lorn", right="d")
+    prompt = nb.prompt_of(m, words=2)
+    assert prompt.startswith(" b c { Lorn } d\nPlease") and prompt.endswith("Answer:\n")
+    assert nb.tidy("") == nb.tidy(" \n") == "" and nb.tidy("A town.\n\nIt is old.") == "A town. It is old."
+    assert nb.tidy(nb.HEAD + prompt + "A town.") == "A town."
+    assert nb.tidy("Please provide me more descriptive information about { L") == ""  # only the prompt, cut off
+
+
+def test_kept_shares(nb):
+    m = SimpleNamespace(left=" ".join("l" * 30), text="Lorn", right=" ".join("r" * 30))
+    text = "Lorn is an old town"
+    assert nb.kept_share(m, text, 1, [32]) == [1.0] and nb.kept_share(m, text, 4, [32]) == [0.0]
+    assert nb.kept_share(m, text, 4, [200]) == nb.kept_share(m, text, 2, [200]) == [1.0]
+    assert nb.kept_share(m, "", 0, [32]) == [1.0]  # the prefix that an empty description gets
+
+
+@pytest.mark.parametrize("name", ["tail_gap", "gap"])
+def test_gaps_need_both_kinds(nb, public, name):
+    measure = getattr(nb if name == "tail_gap" else public, name)
+    assert measure(np.array([[1.0, 0], [0.5, 0], [0.25, 1]])) == pytest.approx(0.5)
+    assert math.isnan(measure(np.array([[1.0, 0]]))) and math.isnan(measure(np.array([[1.0, 1]])))
+
+
+@pytest.mark.sabotage
+def test_descriptions_of_others_are_noticed():
+    """Strategy 1 reads the shuffled descriptions instead of the real ones."""
+    broken = {"joined(data.main, s) for s in (1, 2, 3, 4)": "joined(data.main[::-1], s) for s in (1, 2, 3, 4)"}
+    error = sabotage("llmael", broken, notebook="public_sets")
+    assert error.startswith("RegressionError: regression: simulated_")
