@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from helpers.code import Notebook, source_of
 from helpers.commit import source_commit
-from helpers.engine.judge import Notebook, source_of
 from helpers.engine.pages import Page
 from helpers.paths import read_yaml
 from helpers.record import variant
