@@ -43,7 +43,7 @@ test-units: environment
 	@echo "== unit, parity, fault and sabotage tests"
 	$(PYTEST) tests --ignore tests/book --ignore tests/slurm
 
-# the long ones: 20 random kills of a batch, and a sweep of 100 runs whose scheduler is killed three times (half an hour)
+# the long ones, too: 20 random kills of a batch of 40 runs, and two batches in one folder; better on a quiet machine
 test-faults: environment
 	REPRODUCTIONS_LONG_FAULTS=100 $(ONE_THREAD) $(RUN) pytest -s tests/faults/test_batches.py
 
