@@ -16,7 +16,7 @@ export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 # the targets share two cores and the staged notebooks
 .NOTPARALLEL:
-.PHONY: book public calibrate test lint types test-units test-notebooks test-launch test-book pdf shots chromium clean environment
+.PHONY: book public calibrate test lint types test-units test-faults test-slurm test-notebooks test-launch test-book pdf shots chromium clean environment
 
 book: environment
 	$(RUN) snakemake --cores 2
@@ -41,7 +41,16 @@ types: environment
 
 test-units: environment
 	@echo "== unit, parity, fault and sabotage tests"
-	$(PYTEST) tests --ignore tests/book
+	$(PYTEST) tests --ignore tests/book --ignore tests/slurm
+
+# the long ones, too: 20 random kills of a batch of 40 runs, and two batches in one folder; better on a quiet machine
+test-faults: environment
+	REPRODUCTIONS_LONG_FAULTS=100 $(ONE_THREAD) $(RUN) pytest -s tests/faults/test_batches.py
+
+# a real one-node Slurm on this machine (Debian, root); needs the packages slurm-wlm and munge
+test-slurm: environment
+	$(RUN) pip install -qq --no-build-isolation -c requirements.lock -e ".[slurm]"
+	$(ONE_THREAD) $(RUN) pytest -s tests/slurm
 
 test-notebooks: environment
 	@echo "== every notebook once, on a staged copy, without network"

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,6 +49,22 @@ def start(root: Path, *arguments: str, **more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", *arguments]
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command, cwd=root, env=environment(**more), **out)
+
+
+def processes_in(root: Path) -> list[psutil.Process]:
+    """Every process that works in a checkout, children and orphans alike, with its `info["cmdline"]`."""
+    found = []
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(root):
+            found.append(process)
+    return found
+
+
+def stop_all(root: Path) -> None:
+    """Kill what a test that failed has left at work in a checkout."""
+    for process in processes_in(root):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def snakemake(root: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:

@@ -173,12 +173,19 @@ def _supervise(status: Status, job: tuple, budget: Budget, progress: bool) -> No
         child.join()
         for number, handler in previous.items():
             signal.signal(number, handler)
+    if signals and status.status == "killed" and status.error != "MemoryBudgetError":
+        # a cluster signals all processes of a job at once, and the child can be gone before the signal was looked at
+        status.end(*_interrupted(signals))
+
+
+def _interrupted(signals: list[int]) -> tuple[str, str, str]:
+    return "killed", "Interrupted", f"stopped by {signal.Signals(signals[0]).name}"
 
 
 def _reason_to_stop(status: Status, budget: Budget, signals: list[int], now: float) -> tuple[str, str, str] | None:
     """Return status, error type and message when a budget is spent or a signal came."""
     if signals:
-        return "killed", "Interrupted", f"stopped by {signal.Signals(signals[0]).name}"
+        return _interrupted(signals)
     if now - status.start > budget.wall_s:
         return "timeout", "WallBudgetError", f"the run took longer than its budget of {budget.wall_s:g} s"
     if status.peak_bytes > budget.memory_gb * 1e9:

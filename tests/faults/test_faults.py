@@ -152,9 +152,12 @@ def _gone(processes, within_s=20):
     return not psutil.wait_procs(processes, timeout=within_s)[1]
 
 
-def test_stopping_the_command_stops_the_kernel_and_says_so(chapter, tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_stopping_the_command_stops_the_kernel_and_says_so(chapter, tmp_path, whole):
+    """A cluster that cancels a job signals all its processes at once."""
     process, status, below = _start_sleeping(chapter("plain"), tmp_path / "runs")
-    process.send_signal(signal.SIGTERM)
+    for stopped in [*(below if whole else []), process]:
+        stopped.send_signal(signal.SIGTERM)
     assert process.wait(60) == 1
     told = json.loads(status.read_text())
     assert (told["status"], told["error"]["message"]) == ("killed", "stopped by SIGTERM")
