@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helpers.engine.pages import Chapter, Page
 from helpers.engine.status import name_of
@@ -59,15 +59,16 @@ def _measured(pages: list[Page]) -> str:
         rows.append([*about, *(_range(record.card.get(key) for record in records) for key in names)])
     if not rows:
         return "No record stands here yet."
-    seconds = sum(page.run.record.card["wall_s"] for page in pages if page.run.record)
+    walls = [page.run.record.card.get("wall_s") for page in pages if page.run.record]
+    seconds = sum(wall for wall in walls if isinstance(wall, int | float))
     gpus = any(record.card.get("peak_gpu_memory_mb") for records in groups.values() for record in records)
     said = f"The runs of this book's pages took {seconds / 60:.0f} minutes of one core."
     return f"{said}{'' if gpus else ' No record of a GPU stands here yet.'}\n\n{table(head, rows, 'cost')}"
 
 
-def _range(values: Iterator[float | None]) -> str:
-    """Smallest and largest of the numbers that are there."""
-    found = sorted(value for value in values if value is not None)
+def _range(values: Iterator[Any]) -> str:
+    """Smallest and largest of the numbers that are there; a record by another hand may hold anything."""
+    found = sorted(value for value in values if isinstance(value, int | float))
     ends = [f"{value:,.0f}" for value in (found[0], found[-1])] if found else [""]
     return " to ".join(dict.fromkeys(ends))
 
