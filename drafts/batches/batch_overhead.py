@@ -1,0 +1,123 @@
+"""A batch against calling papermill directly, and two cores against one, on the same reduced runs.
+
+Both sides execute the same notebooks with the same parameters on one thread. The batch's side is `snakemake -c1`, from
+an empty folder to the rendered book: checks, budgets, records, verification, rendering. The direct side calls papermill
+once for each notebook and renders nothing. Bars: the batch takes at most 1.0 times as long as the direct calls, and two
+cores are at least 1.8 times as fast as one. --order names the parts and their order; the machine should be quiet.
+
+    python -m benchmarks.batch_overhead                          # the whole book
+    python -m benchmarks.batch_overhead rm_bench/leaderboard seakr/released_code
+
+Whole chapters only can be named to Snakemake, so notebooks are restricted by a copy of the checkout that lacks others.
+Writes `benchmarks/results/batch_overhead.json`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from helpers.engine.judge import notebooks_by_name
+
+ROOT = Path(__file__).resolve().parents[1]
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+DIRECT = "import papermill, sys; papermill.execute_notebook(*sys.argv[1:3], cwd=sys.argv[3], progress_bar=False)"
+
+
+def copy_of_checkout(folder: Path, names: list[str]) -> Path:
+    """A checkout with these notebooks alone; a chapter whose main notebook is not named keeps only its studies."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    kept = {str(path.relative_to(ROOT)) for path in (notebooks_by_name(ROOT / "notebooks")[name] for name in names)}
+    papers = {Path(path).parts[1] for path in kept}
+    for name in filter(None, tracked.split("\0")):
+        parts = Path(name).parts
+        chapter = parts[0] == "notebooks" and len(parts) > 2
+        if chapter and (parts[1] not in papers or (name.endswith(".ipynb") and name not in kept)):
+            continue
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def timed(command: list[str], checkout: Path, **more: str) -> dict[str, float]:
+    """Seconds of one command in a checkout, by the clock and of processor time (its own and of all below it).
+
+    Raises:
+        RuntimeError: it failed; the message has its last lines.
+    """
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_RUNS")}
+    variables |= ONE_THREAD | {"PYTHONPATH": str(checkout)} | more
+    before = os.times()
+    done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError("\n".join((done.stdout + done.stderr).splitlines()[-20:]))
+    after = os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall_s": after.elapsed - before.elapsed, "processor_s": processor}
+
+
+def direct(checkout: Path, names: list[str]) -> dict[str, dict[str, float]]:
+    """Seconds of papermill alone, by notebook."""
+    found, paths = {}, notebooks_by_name(checkout / "notebooks")
+    with tempfile.TemporaryDirectory() as out:
+        for name in names:
+            target = Path(out, f"{name.replace('/', '-')}.ipynb")
+            command = [sys.executable, "-c", DIRECT, str(paths[name]), str(target), str(paths[name].parent)]
+            found[name] = timed(command, checkout, REPRODUCTIONS_RUNS=out)
+    return found
+
+
+def batch(checkout: Path, cores: int) -> dict[str, float]:
+    """Seconds of a batch from an empty folder to the rendered book."""
+    for name in ("runs", "_build", ".snakemake"):
+        shutil.rmtree(checkout / name, ignore_errors=True)
+    return timed([sys.executable, "-m", "snakemake", f"-c{cores}"], checkout)
+
+
+def measure(names: list[str], order: list[str]) -> dict[str, Any]:
+    """Measure the parts in their order, and put them in relation."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = copy_of_checkout(Path(folder), names)
+        parts, by_name, load = {}, {}, {}
+        for part in order:
+            if part == "direct":
+                by_name = direct(checkout, names)
+                parts[part] = {key: sum(one[key] for one in by_name.values()) for key in ("wall_s", "processor_s")}
+            else:
+                parts[part] = batch(checkout, int(part))
+            load[part] = os.getloadavg()[0]
+            said = ", ".join(f"{key} {value:.1f}" for key, value in parts[part].items())
+            print(f"{part}: {said}, load {load[part]:.1f}", flush=True)
+    result = {"notebooks": names, "seconds": parts, "direct_by_notebook": by_name, "load": load}
+    for key in ("wall_s", "processor_s"):
+        result[f"batch_over_direct_{key}"] = parts["1"][key] / parts["direct"][key]
+    return result | {"two_cores": parts["1"]["wall_s"] / parts["2"]["wall_s"]}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    known = notebooks_by_name(ROOT / "notebooks")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="<paper> or <paper>/<notebook>; default: all")
+    parser.add_argument("--order", default="direct,1,2", help="the three parts in their order, such as 2,1,direct")
+    options = parser.parse_args()
+    names, order = options.names or list(known), options.order.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"no notebook {', '.join(unknown)}; known: {', '.join(known)}")
+    if sorted(order) != ["1", "2", "direct"]:
+        parser.error(f"--order {options.order}: direct, 1 and 2 are needed, each once")
+    result = measure(names, order)
+    out = ROOT / "benchmarks" / "results" / "batch_overhead.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: round(value, 2) for key, value in result.items() if isinstance(value, float)}))
+    print("bars: batch_over_direct_wall_s at most 1.0, two_cores at least 1.8")
+
+
+if __name__ == "__main__":
+    main()
