@@ -121,7 +121,7 @@ FIGURES = """(mode) => {
   const bright = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((part) => part > 200);
   return [...document.querySelectorAll("figure.repro-figure")].filter((figure) => {
     const right = [...figure.querySelectorAll("img")].every((image) => seen(image) === image.matches(`.only-${mode}`));
-    const box = getComputedStyle(figure.closest(".output") ?? figure).backgroundColor;  // a page of prose has no outputs
+    const box = getComputedStyle(figure.closest(".output") ?? figure).backgroundColor;  // or on a page of prose
     return !right || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
   }).map((figure) => `${mode}: ${figure.id}`);
 }"""
