@@ -1,0 +1,471 @@
+"""Recorded beats of the chapter ecg_vae: files, leads, beats, noise, training, cohorts, golden values, peers."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fake_run import FakeRun
+from lift import lift, sabotage
+from sklearn.decomposition import PCA
+
+NOTEBOOK = "notebooks/ecg_vae/ludb.ipynb"
+NAMES = (
+    *("read_counts", "read_marks", "check_leads", "limb_leads", "band", "r_peaks", "cut_beats", "typical", "noises"),
+    *("level", "matched", "matches", "quality", "KORS", "INVERSE_DOWER", "frank_agreement", "EIGHT", "principal"),
+    *("pca_rebuilt", "beta_schedule", "kl_normal", "elbo", "Arm", "ARMS", "Stack", "Beats", "Problem", "Fitted"),
+    *("train", "run_whole", "keep_better", "coordinates", "generated_ecgs", "sum_errors", "as_rows", "twelve"),
+    *("read_patient", "read_all", "cohort_records", "best_less_pca", "made_up"),
+)
+DATA = Path(os.environ.get("REPRODUCTIONS_DATA", "")) / "ecg_vae"
+with_data = pytest.mark.skipif(not (DATA / "ludb-1.0.1").is_dir(), reason="the public data are not in the cache")
+F_POINTS = [0, 0.1, 0.125, 0.2, 0.25, 0.3, 0.5, 0.8, 0.9, 1.0]
+SCHEDULES = {  # golden values of the pilot's schedules at ten points, beta 1
+    "A-down": [1.0, 0.875, 0.84375, 0.75, 0.6875, 0.625, 0.375, 0.0, 0.0, 0.0],
+    "A-up": [0.0, 0.2, 0.25, 0.4, 0.5, 0.6, 1.0, 1.0, 1.0, 1.0],
+    "C": [0.0, 0.8, 1.0, 1.0, 0.0, 0.4, 0.0, 0.4, 1.0, 0.0],
+}
+
+
+def needs(package):
+    return pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"{package}: the extra `peers`")
+
+
+def lifted(**more):
+    given = {
+        **{"run": FakeRun(), "UNIT": "counts", "cohort": "", "latents": 4, "hidden": 8, "batch_size": 16},
+        **{"longest": 45, "LENGTHS": [5, 15, 45], "learning_rate": 1e-2, "most_beats": 20, "tqdm": lambda x, **_: x},
+    }
+    names = [name for name in NAMES if name not in more]
+    return lift(NOTEBOOK, names, given | more)
+
+
+@pytest.fixture(scope="module")
+def ludb():
+    return lifted()
+
+
+def some_beats(nb, n=40, each=3, seed=0):
+    """Beats of n made-up patients, and a problem that tests on the first of them."""
+    g = torch.Generator().manual_seed(seed)
+    median = torch.randn(n, 200, generator=g) * torch.linspace(300, 1, 200)
+    owner = np.repeat(np.arange(n), each)
+    single = median[owner] + 5 * torch.randn(n * each, 200, generator=g)
+    return nb.Beats(single, owner, median), nb.Problem(np.arange(16, n), np.arange(8, 16), np.arange(8))
+
+
+# Schedules, loss, PCA, encoders
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedules_equal_the_golden_values(ludb, kind):
+    found = [ludb.beta_schedule(kind, f, 1.0) for f in F_POINTS]
+    np.testing.assert_allclose(found, SCHEDULES[kind], atol=1e-12)
+    assert ludb.beta_schedule("SAE", 0.3, 5.0) == 0 and ludb.beta_schedule("beta-VAE", 0.3, 5.0) == 5
+
+
+def test_kl_equals_torch(ludb):
+    g = torch.Generator().manual_seed(0)
+    mu, logvar = torch.randn(50, 3, generator=g), torch.randn(50, 3, generator=g)
+    one = torch.distributions.Normal(mu, (0.5 * logvar).exp())
+    wanted = torch.distributions.kl_divergence(one, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(ludb.kl_normal(mu, logvar), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [3, 20, 90])
+def test_pca_equals_scikit_learn(ludb, n):
+    x = torch.randn(n, 40, generator=torch.Generator().manual_seed(n)) * torch.linspace(3, 0.1, 40)
+    reference = PCA(2).fit(x.numpy())
+    wanted = reference.inverse_transform(reference.transform(x.numpy()))
+    np.testing.assert_allclose(ludb.pca_rebuilt(x, *ludb.principal(x), 2), wanted, atol=1e-4)
+
+
+def plain(stack, i, kind, x):
+    """One arm by itself, written out: mean, log-variance, reconstruction of the mean."""
+    w = {name: value[0, i] for name, value in stack.w.items()}
+    inner = F.gelu(x @ w["in"] + w["in_bias"])
+    mu = inner @ w["mean"] + w["mean_bias"]
+    mu = mu if kind == "plain AE" else mu + x @ w["straight_in"]
+    out = F.gelu(mu @ w["hide"] + w["hide_bias"]) @ w["out"] + w["out_bias"]
+    out = out if kind == "plain AE" else out + mu @ w["straight_out"]
+    return mu, (inner @ w["logvar"] + w["logvar_bias"]).clamp(-14, 4), out
+
+
+def test_stack_and_loss_equal_plain_networks(ludb):
+    g = torch.Generator().manual_seed(0)
+    arms = [ludb.Arm("plain AE"), ludb.Arm("AE"), ludb.Arm("SAE"), ludb.Arm("C", 10)]
+    stack = ludb.Stack(torch.rand(1, 10, generator=g) + 0.5, arms, 4, g)
+    for value in stack.w.values():  # away from the start
+        value.data += 0.1 * torch.randn(value.shape, generator=g)
+    x, beta = torch.randn(7, 10, generator=g), torch.tensor([0.0, 0.0, 0.0, 10.0])
+    mu, logvar = stack.encode(x[None, None])
+    out, noise = stack.decode(mu), torch.randn(1, 4, 7, 4, generator=g)
+    loss = ludb.elbo(stack, x[None, None], noise, beta, 25.0)
+    for i, arm in enumerate(arms):
+        wanted = plain(stack, i, arm.kind, x)
+        for found, value in zip((mu, logvar, out), wanted, strict=True):
+            torch.testing.assert_close(found[0, i], value, atol=1e-5, rtol=1e-4)
+        z = wanted[0] if arm.kind in ("AE", "plain AE") else wanted[0] + noise[0, i] * (0.5 * wanted[1]).exp()
+        rebuilt = stack.decode(z.expand(1, 4, 7, 4))[0, i]
+        error = (100 * (rebuilt - x)).square().sum(1).mean() / (2 * 25.0**2)
+        nats = ludb.kl_normal(*wanted[:2]).sum(1).mean()
+        torch.testing.assert_close(loss[0, i], error + beta[i] * nats, atol=1e-3, rtol=1e-4)
+
+
+@needs("pythae")
+def test_loss_equals_pythae(ludb):
+    from pythae.models import VAE, VAEConfig
+
+    g = torch.Generator().manual_seed(0)
+    arms = [ludb.Arm("beta-VAE", 1)]
+    stack, x = ludb.Stack(torch.ones(1, 10), arms, 4, g), torch.randn(1, 1, 5, 10, generator=g)
+    noise = torch.randn(1, 1, 5, 4, generator=g)
+    mu, logvar = stack.encode(x)
+    rebuilt = stack.decode(mu + noise * (0.5 * logvar).exp())
+    net = VAE(VAEConfig(input_dim=(10,), latent_dim=4, reconstruction_loss="mse"))
+    parts = (100 * rebuilt[0, 0], 100 * x[0, 0], mu[0, 0], logvar[0, 0], mu[0, 0])
+    total = net.loss_function(*parts)[0]
+    torch.testing.assert_close(ludb.elbo(stack, x, noise, torch.ones(1), 1.0)[0, 0], total, rtol=1e-5, atol=1e-3)
+
+
+# Training
+
+
+def test_every_length_runs_a_whole_schedule():
+    seen = []
+    nb = lifted(beta_schedule=lambda kind, f, beta: seen.append(f) or 0.0)
+    data, q = some_beats(nb)
+    nb.train(data, [q], [nb.Arm("C", 1)], 3, 20.0, "whole")
+    runs = np.split(seen, np.flatnonzero(np.diff(seen) < 0) + 1)
+    assert [len(part) for part in runs] == [5, 15, 45]
+    for part in runs:
+        np.testing.assert_allclose(part, np.arange(len(part)) / len(part))
+
+
+def test_an_arm_keeps_the_length_that_validates_best(ludb):
+    data, q = some_beats(ludb)
+    arms = [ludb.Arm("AE"), ludb.Arm("SAE"), ludb.Arm("C", 1000)]
+    whole = ludb.train(data, [q], arms, 3, 20.0, "kept")
+    alone = []
+    for length in (5, 15, 45):
+        one = lifted(LENGTHS=[length])
+        alone.append(one.train(data, [q], arms, 3, 20.0, "kept").validation)
+    table = torch.cat(alone)
+    torch.testing.assert_close(whole.validation[0], table.min(0).values, atol=1e-3, rtol=1e-4)
+    assert whole.length[0].tolist() == [(5, 15, 45)[int(i)] for i in table.argmin(0)]
+    again = whole.errors(data.median[q.valid], 0).mean(1)  # the kept weights give the kept error
+    torch.testing.assert_close(again, whole.validation[0], atol=1e-3, rtol=1e-4)
+
+
+def test_test_patients_and_other_problems_have_no_part_in_training(ludb):
+    data, q = some_beats(ludb)
+    arms = [ludb.Arm("SAE"), ludb.Arm("A-up", 1)]
+    one = ludb.train(data, [q], arms, 3, 20.0, "leak")
+    spoilt = ludb.Beats(data.single.clone(), data.owner, data.median.clone())
+    spoilt.single[np.isin(data.owner, q.test)], spoilt.median[q.test] = 1e4, 1e4
+    other = ludb.train(spoilt, [q], arms, 3, 20.0, "leak")
+    torch.testing.assert_close(one.validation, other.validation, atol=0, rtol=0)
+    small, _, inside = ludb.coordinates(data, ludb.Problem(np.arange(30, 40), q.valid, q.test))
+    torch.testing.assert_close(small, data.single[np.isin(data.owner, np.arange(30, 40))].mean(0))
+    assert len(inside) == 30
+
+
+def test_a_validation_error_that_is_no_number_stops(ludb):
+    data, q = some_beats(ludb)
+    data.median[q.valid[0]] = torch.nan
+    with pytest.raises(ValueError, match="validation is no number: AE with beta 0"):
+        ludb.train(data, [q], [ludb.Arm("AE"), ludb.Arm("C", 1)], 3, 20.0, "nan")
+
+
+def test_a_planted_bend_is_found_and_its_removal_is_not():
+    time = np.arange(375) - 125
+    wave = np.exp(-0.5 * (time / 10) ** 2) + 0.3 * np.exp(-0.5 * ((time - 150) / 25) ** 2)
+    gains = np.random.default_rng(0).uniform(300, 1500, (60, 8))
+    medians = torch.as_tensor((gains[..., None] * wave).reshape(60, -1), dtype=torch.float32)
+    nb = lifted(medians=medians, hidden=32, learning_rate=3e-3, LENGTHS=[200], BEFORE=125)
+    bent = nb.best_less_pca(nb.made_up(0.1, "bent"), "bent").mean()
+    flat = nb.best_less_pca(nb.made_up(0.0, "flat"), "flat").mean()
+    assert bent < -0.3 and -0.05 < flat < 0.5
+
+
+# Files and leads
+
+
+def test_lead_checks(ludb):
+    good = np.random.default_rng(0).normal(size=(100, 12)) * 300
+    assert ludb.check_leads(good, "a") is good
+    for spoil, said in (
+        (lambda x: x[:, :11], "12 leads are needed"),
+        (lambda x: np.where(np.arange(12) == 3, np.nan, x), "not a number in lead aVR"),
+        (lambda x: np.where(np.arange(12) == 6, 5.0, x), "lead V1 is flat"),
+        (lambda x: x / 1000, "microvolts are expected"),
+        (lambda x: x * 1000, "microvolts are expected"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ludb.check_leads(spoil(good), "a")
+
+
+def test_half_a_file(ludb, tmp_path):
+    path = tmp_path / "a.dat"
+    path.write_bytes(b"\0" * 50)
+    with pytest.raises(ValueError, match="25 numbers are no whole samples of 12 leads"):
+        ludb.read_counts(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="0 numbers"):
+        ludb.read_counts(path)
+
+
+def test_marks_with_a_long_interval_and_text(ludb, tmp_path):
+    words = [
+        (1 << 10) | 100,
+        (59 << 10),
+        0,
+        5000,
+        (1 << 10) | 7,
+        (63 << 10) | 3,
+        0,
+        0,
+        (24 << 10) | 9,
+        (1 << 10) | 1,
+        0,
+    ]
+    path = tmp_path / "a.ii"
+    path.write_bytes(np.array(words, dtype="<u2").tobytes())
+    assert ludb.read_marks(path).tolist() == [100, 5107, 5117]
+
+
+def test_matching_equals_brute_force(ludb):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        marks = np.cumsum(rng.integers(150, 400, 6)) + 300
+        found = np.unique(np.r_[marks + rng.integers(-60, 61, 6), rng.integers(0, 3000, 3)])
+        inside = [p for p in found if marks[0] - 38 <= p <= marks[-1] + 38]
+        free, hits = list(inside), 0
+        for m in marks:
+            near = [p for p in free if abs(p - m) <= 38]
+            if near:
+                free.remove(near[0])
+                hits += 1
+        assert ludb.matches(found, marks) == (hits, len(inside) - hits, len(marks) - hits)
+
+
+def test_noises_equal_loops(ludb):
+    raw = np.random.default_rng(0).normal(size=(5, 20, 3))
+    found = ludb.noises(raw)
+
+    def flat(beat):
+        return np.stack([beat[:, lead] - beat[:10, lead].mean() for lead in range(3)], 1)
+
+    others = [flat(np.median([raw[j] for j in range(5) if j != i], axis=0)) for i in range(5)]
+    assert found["to others"] == pytest.approx(np.mean([abs(flat(raw[i]) - others[i]).mean() for i in range(5)]))
+    assert found["to next"] == pytest.approx(np.mean([abs(flat(raw[i]) - flat(raw[i + 1])).mean() for i in range(4)]))
+    middle = flat(np.median(raw, axis=0))
+    assert found["to median"] == pytest.approx(np.mean([abs(flat(b) - middle).mean() for b in raw]))
+    halves = flat(np.median(raw[[0, 2, 4]], axis=0)) - flat(np.median(raw[[1, 3]], axis=0))
+    assert found["halves"] == pytest.approx(abs(halves).mean() / 2)
+    assert set(ludb.noises(np.repeat(raw[:1], 4, 0)).values()) == {0.0}
+
+
+def test_beats_without_a_typical_one_are_kept(ludb):
+    beats = np.random.default_rng(0).normal(size=(6, 50, 2))
+    assert len(ludb.typical(beats, least=0.99)) == 6
+    with pytest.raises(ValueError, match="no whole beat"):
+        ludb.cut_beats(np.zeros((100, 12)), np.array([10, 90]))
+
+
+def test_vector_matrices_equal_the_golden_values(ludb):
+    leads = np.random.RandomState(0).randn(8, 3)
+    kors = [[0.821338, 0.671713, -0.060647], [2.023058, 2.03799, -0.709635], [-0.759629, -0.283005, 0.319211]]
+    dower = [[0.430534, 0.382672, -0.674792], [1.589785, 1.515032, -1.305366], [-0.197903, 0.111626, -0.822171]]
+    np.testing.assert_allclose(ludb.KORS @ leads, kors, atol=1e-6)
+    np.testing.assert_allclose(ludb.INVERSE_DOWER @ leads, dower, atol=1e-6)
+
+
+def cohort_of(folder, n=50):
+    """Write a folder with n made-up ECGs and return them (n, 12, 5000)."""
+    rng = np.random.default_rng(0)
+    pulse = np.exp(-0.5 * ((np.arange(5000) % 400 - 200) / 8.0) ** 2)
+    eight = rng.uniform(500, 1500, (n, 8))[:, None] * pulse[:, None] + 5 * rng.normal(size=(n, 5000, 8))
+    one, two = eight[..., :1], eight[..., 1:2]
+    leads = np.concatenate([one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2, eight[..., 2:]], -1)
+    np.save(folder / "waveforms.npy", leads.swapaxes(1, 2).astype(np.float32))
+    return leads.swapaxes(1, 2)
+
+
+def test_a_bad_record_is_left_out_and_counted(ludb, tmp_path):
+    waves = cohort_of(tmp_path)
+    waves[3, 4, 100], waves[5, 6], waves[9] = np.nan, 7.0, waves[9] / 1000
+    waves[11, :, 300:] = waves[11, :, 300:301]  # one beat, and it begins before the record
+    waves[11, :, :300] = np.roll(waves[11, :, :300], -100, axis=1)
+    np.save(tmp_path / "waveforms.npy", waves)
+    people, left_out = ludb.read_all(ludb.cohort_records(tmp_path), robust=True)
+    assert len(people) == 46 and sum(left_out.values()) == 4
+    assert left_out["not a number in lead aVL"] == left_out["lead V1 is flat"] == 1
+    assert left_out["no whole beat in the record"] == 1
+    assert sum(v for k, v in left_out.items() if "microvolts are expected" in k) == 1
+    assert people[0].single.dtype == np.float32 and people[0].single.shape[1] == 3000
+    with pytest.raises(ValueError, match="record 3: not a number in lead aVL"):
+        ludb.read_all(ludb.cohort_records(tmp_path), robust=False)
+
+
+def test_a_cohort_without_enough_records_or_of_another_shape(ludb, tmp_path):
+    waves = cohort_of(tmp_path)
+    waves[:20, 0] = 0
+    np.save(tmp_path / "waveforms.npy", waves)
+    with pytest.raises(ValueError, match=r"only 30 records can be used; left out: .'lead I is flat': 20"):
+        ludb.read_all(ludb.cohort_records(tmp_path), robust=True)
+    np.save(tmp_path / "waveforms.npy", waves.swapaxes(1, 2))
+    with pytest.raises(ValueError, match=r"waveforms.npy is \(50, 5000, 12\)"):
+        next(iter(ludb.cohort_records(tmp_path)))
+
+
+def test_a_patient_lends_no_more_beats_than_allowed(tmp_path):
+    nb = lifted(most_beats=2)
+    cohort_of(tmp_path, 1)
+    name, ecg, marks = next(iter(nb.cohort_records(tmp_path)))
+    assert nb.read_patient(name, ecg, marks).single.shape == (2, 3000)
+
+
+def test_rows_and_leads_are_each_others_inverse(ludb):
+    beats = ludb.limb_leads(np.random.default_rng(0).normal(size=(3, 375, 8)))
+    np.testing.assert_allclose(ludb.twelve(ludb.as_rows(beats)), beats, atol=1e-6)
+    np.testing.assert_allclose(beats[..., 2], beats[..., 1] - beats[..., 0])
+    np.testing.assert_allclose(beats[..., 3] + beats[..., 4] + beats[..., 5], 0, atol=1e-12)
+
+
+def test_quality_of_a_late_detector(ludb):
+    marks = [np.array([500, 900, 1300]), np.array([600, 1000, 1400])]
+    late = [m + 15 for m in marks]
+    found = ludb.quality([late[0], np.r_[late[1], 1200]], marks)
+    assert found["F1"] == pytest.approx(12 / 13) and found["offset, ms"] == 30
+    assert found["spread, ms"] == 0 and found["over 25 ms"] == 1
+
+
+def test_generated_ecgs_obey_the_sums(ludb):
+    one, two = ludb.generated_ecgs(2)
+    assert one.shape == (5000, 12) and not np.allclose(one, two)
+    assert ludb.sum_errors(one).max() < 1e-9 and len(ludb.r_peaks(one)) >= 6
+
+
+# Parity on the public files (skipped without them)
+
+
+@with_data
+def test_ludb_files_equal_the_golden_values(ludb):
+    folder, marks = DATA / "ludb-1.0.1" / "data", 0
+    for i in range(1, 201):
+        marks += len(ludb.read_marks(folder / f"{i}.ii"))
+    assert marks == 1831
+    ecg = ludb.read_counts(folder / "1.dat")
+    np.testing.assert_allclose(ludb.sum_errors(ecg), [0, 0.5, 0.5, 0.5])
+    peaks = ludb.read_marks(folder / "1.ii")
+    beat = ludb.level(np.median(ludb.typical(ludb.cut_beats(ludb.band(ecg, 0.5, 100), peaks)), 0))
+    at_r = [1210.17, 932.05, -231.22, -1077.83, 729.03, 360.83, -471.53, 904.39, 1624.78, 1790.95, 1747.06, 1229.55]
+    np.testing.assert_allclose(beat[125], at_r, atol=0.02)
+
+
+@with_data
+def test_components_of_twelve_leads_equal_the_golden_anchors(ludb):
+    """RandomState(s).permutation(200) in 5 parts, s = 0..4; mean-centred PCA of 160 representative beats."""
+    folder, middle, noise = DATA / "ludb-1.0.1" / "data", [], []
+    for i in range(1, 201):
+        ecg, peaks = ludb.read_counts(folder / f"{i}.dat"), ludb.read_marks(folder / f"{i}.ii")
+        raw = ludb.typical(ludb.cut_beats(ludb.band(ecg, 0.5, 100), peaks))
+        noise.append(ludb.noises(raw) if len(raw) > 1 else {})
+        middle.append(ludb.level(np.median(raw, 0)))
+    x, errors = torch.as_tensor(np.stack(middle).reshape(200, -1), dtype=torch.float32), []
+    for s in range(2):
+        for test in np.array_split(np.random.RandomState(s).permutation(200), 5):
+            known = ludb.principal(x[np.setdiff1d(np.arange(200), test)], 30)
+            errors.append(float((ludb.pca_rebuilt(x[test], *known, 30) - x[test]).abs().mean()))
+    assert np.mean(errors) == pytest.approx(29.94, abs=0.5)
+    golden = {"to median": 21.34, "to others": 24.68, "to next": 32.71, "halves": 16.91 / 2}
+    for name, wanted in golden.items():
+        assert np.mean([n[name] for n in noise if n]) == pytest.approx(wanted, rel=0.02)
+
+
+@with_data
+def test_true_vectors(ludb):
+    folder = DATA / "ptb_s0010_re"
+    ecg, xyz = ludb.read_counts(folder / "s0010_re.dat"), ludb.read_counts(folder / "s0010_re.xyz", 3)
+    np.testing.assert_allclose(ludb.frank_agreement(ecg, xyz, ludb.KORS), [0.983, 0.953, 0.727], atol=0.001)
+    np.testing.assert_allclose(ludb.frank_agreement(ecg, xyz, ludb.INVERSE_DOWER), [0.956, 0.978, 0.364], atol=0.001)
+
+
+@with_data
+@needs("wfdb")
+def test_readers_equal_wfdb(ludb):
+    import wfdb
+
+    for i in (1, 8, 77, 200):
+        name = str(DATA / "ludb-1.0.1" / "data" / str(i))
+        record, marks = wfdb.rdrecord(name, physical=False), wfdb.rdann(name, "ii")
+        assert (ludb.read_counts(Path(f"{name}.dat")) == record.d_signal).all()
+        normal = [s for s, symbol in zip(marks.sample, marks.symbol, strict=True) if symbol == "N"]
+        assert ludb.read_marks(Path(f"{name}.ii")).tolist() == normal
+    name = str(DATA / "cinc2021_sample" / "HR06000")
+    assert (ludb.read_counts(Path(f"{name}.mat"), skip=24) == wfdb.rdrecord(name, physical=False).d_signal).all()
+
+
+@with_data
+@needs("neurokit2")
+def test_r_peaks_against_a_second_detector(ludb):
+    import neurokit2
+
+    ours, theirs, all_marks = [], [], []
+    for i in range(1, 41):
+        name = DATA / "ludb-1.0.1" / "data" / str(i)
+        ecg = ludb.read_counts(Path(f"{name}.dat"))
+        all_marks.append(ludb.read_marks(Path(f"{name}.ii")))
+        clean = neurokit2.ecg_clean(ecg[:, 1], sampling_rate=500)
+        theirs.append(np.asarray(neurokit2.ecg_peaks(clean, sampling_rate=500)[1]["ECG_R_Peaks"]))
+        ours.append(ludb.r_peaks(ecg))
+    one, two = (ludb.quality(found, all_marks) for found in (ours, theirs))
+    assert one["F1"] > 0.98 and one["F1"] >= two["F1"] - 0.01 and abs(one["offset, ms"]) <= 4
+
+
+# Larger presets, scaled down
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["full", pytest.param("gpu", marks=with_data)])
+def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, preset):
+    waves = cohort_of(tmp_path)
+    waves[7, 2] = np.nan
+    np.save(tmp_path / "waveforms.npy", waves)
+    values = {"latents": 5, "hidden": 8, "longest": 45, "batch_size": 16, "n_repeats": 1}
+    values |= {"cohort": str(tmp_path)} if preset == "full" else {}
+    where = {"REPRODUCTIONS_DATA": str(DATA.parent)} if preset == "gpu" else {}
+    what = {"notebook": "ludb", "preset": preset, "parameters": values, "environment": where}
+    done = execute(Path("notebooks/ecg_vae").resolve(), "--calibrate", **what)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    assert record["complete"] and {"E1", "E2", "E7", "R1", "R2", "R3"} <= set(record["claims"])
+    assert all(record["claims"][name]["verdict"] != "not testable here" for name in ("E1", "E2", "E7", "R1"))
+
+
+# Sabotage
+
+
+@pytest.mark.sabotage
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"(np.abs(halves).mean() / 2)": "(np.abs(halves).mean())"}, "noise halves"),
+        (
+            {
+                'mu = inner @ w["mean"]': 'mu = 0 * inner @ w["mean"]',
+                'w["hide_bias"]) @ w["out"]': 'w["hide_bias"]) @ w["out"] * 0',
+            },
+            "bend planted",
+        ),
+    ],
+)
+def test_a_broken_method_is_noticed(changed, said):
+    error = sabotage("ecg_vae", changed, notebook="ludb")
+    assert error.startswith("RegressionError") and said in error
