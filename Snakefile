@@ -47,6 +47,7 @@ RENDER = [*PAPERS_COMMAND, "book", "--runs", f"{RUNS}/{PRESET}/seed-{SEEDS[0]}",
 PACKAGE = sorted(str(path) for path in [*Path("helpers").glob("*.py"), *Path().glob("requirements*.lock")])
 PAGES = [path for folder in ("book", "results", "helpers/engine") for path in Path(folder).rglob("*")]
 PAGES += [*Path().glob("_*.yml"), *Path("notebooks").glob("*/references.bib"), *Path().glob("CHANGELOG.md")]
+PAGES += Path("notebooks").glob("*/guide.yaml")
 
 
 def run_of(notebook, seed):
