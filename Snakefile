@@ -57,6 +57,7 @@ COLLECT = [*PAPERS_COMMAND, "sweep", SWEEP, "--out", str(OUT), "--collect"]
 PACKAGE = sorted(str(path) for path in [*Path("helpers").glob("*.py"), *Path().glob("requirements*.lock")])
 PAGES = [path for folder in ("book", "results", "sweeps", "helpers/engine") for path in Path(folder).rglob("*")]
 PAGES += [*Path().glob("_*.yml"), *Path("notebooks").glob("*/references.bib"), *Path().glob("CHANGELOG.md")]
+PAGES += Path("notebooks").glob("*/guide.yaml")
 
 
 def run_of(wildcards):
