@@ -119,7 +119,7 @@ def as_html(chart: Chart, table: "pd.DataFrame") -> str:
     """Return a slider with its chart, which `explore.js` draws; its height is known, so that nothing moves then."""
     values = [f"{value:g}" if isinstance(value, float) else str(value) for value in table["at"].unique()]
     start, height = len(values) // 2, ROW * table["row"].nunique() + AROUND
-    spec = json.dumps(specification(chart, table, start), ensure_ascii=False).replace("</", r"<\/")
+    spec = json.dumps(specification(chart, table, start), ensure_ascii=False).replace("<", r"\u003c")
     slider = (
         f'<input type="range" min="0" max="{len(values) - 1}" step="1" value="{start}" '
         f'aria-valuetext="{text(values[start])}">'

@@ -114,8 +114,8 @@ def seconds_of(notebook: Path, preset: str, out: Path) -> float:
     )
     with suppress(IndexError, OSError, ValueError, KeyError):
         return float(json.loads(found[-1].read_bytes())["wall_s"])
-    if record := committed_records(notebook.parent.name, notebook.stem).get(preset):
-        return float(record.card["wall_s"])
+    with suppress(KeyError, TypeError, ValueError):  # there is no record, or it does not say
+        return float(committed_records(notebook.parent.name, notebook.stem)[preset].card["wall_s"])
     with suppress(BadRequestError, KeyError):
         return load_presets(notebook).budgets[preset].wall_s * min(1.0, notebook.stat().st_size / 2e5)
     return 0.0
