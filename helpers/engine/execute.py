@@ -23,16 +23,15 @@ import typer
 
 from helpers.engine.judge import judge, last_error, notebooks_by_name, read_notebook
 from helpers.engine.plan import is_current
-from helpers.engine.processes import Tree, die_with
+from helpers.engine.processes import Tree, die_with, lock_when_free
 from helpers.engine.status import Status
-from helpers.lock import Lock, LockedError, lock_of
+from helpers.lock import LockedError, lock_of
 from helpers.parameters import BadRequestError, hint
 from helpers.paths import checkout
 from helpers.record import Record, RecordError, record_path
 from helpers.request import Budget, Request, resolve
 
 POLL_S = 0.2
-WAIT_S = 1.0  # between two looks at a lock that somebody else holds
 PATIENCE = 50  # reading the memory of a large process takes time: at most 1/50 of one core goes into it
 GRACE_S = 20  # for the child to save the partial notebook after its kernel was stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -86,7 +85,7 @@ def execute(
     """
     where = (request.paper, request.notebook, request.preset, request.seed, request.changed)
     record = record_path(*where, out=out.absolute())
-    lock = _wait_for(record) if wait else lock_of(record)
+    lock = lock_when_free(record) if wait else lock_of(record)
     try:
         if wait and is_current(judge(notebook, record.with_suffix("")), notebook, request.values):
             return None
@@ -106,19 +105,6 @@ def execute(
     finally:
         lock.release()
     return status
-
-
-def _wait_for(record: Path) -> Lock:
-    """Take the lock of a run when its owner, perhaps an orphan of a killed batch, is gone."""
-    told = False
-    while True:
-        try:
-            return lock_of(record)
-        except LockedError as error:
-            if not told:
-                typer.echo(f"waiting: {error}", err=True)
-            told = True
-            time.sleep(WAIT_S)
 
 
 def _absolute() -> dict[str, str]:

@@ -3,8 +3,14 @@
 import os
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
+import typer
+
+from helpers.lock import Lock, LockedError, lock_of
+
+WAIT_S = 1.0  # between two looks at a lock that somebody else holds
 
 
 def _memory(process: psutil.Process) -> int:
@@ -48,3 +54,16 @@ def die_with(parent: int) -> None:
     for process in psutil.Process().children(recursive=True):
         process.kill()
     os._exit(1)
+
+
+def lock_when_free(record: Path) -> Lock:
+    """Take the lock of a run when its owner, perhaps an orphan of a killed batch, is gone."""
+    told = False
+    while True:
+        try:
+            return lock_of(record)
+        except LockedError as error:
+            if not told:
+                typer.echo(f"waiting: {error}", err=True)
+            told = True
+            time.sleep(WAIT_S)
