@@ -32,7 +32,7 @@ def main() -> None:
 
     encoder = load_encoder()
     given = {"run": FakeRun(), "encoder": encoder, "DIM": encoder.model.config.hidden_size, "test": [None]}
-    nb = lift("drafts/llmael/llmael.ipynb", NAMES, given)
+    nb = lift("notebooks/llmael/llmael.ipynb", NAMES, given)
     paragraphs = list(dict.fromkeys(nb.boolq_paragraphs()))
     articles, aliases = nb.build_base(paragraphs)
     mentions = nb.collect(paragraphs[:2000], [t for ts in aliases.values() for t in ts])[:N]

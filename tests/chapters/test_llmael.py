@@ -15,7 +15,7 @@ from lift import lift, sabotage
 
 from helpers.data import data_dir, read_jsonl
 
-FOLDER = Path("drafts/llmael")
+FOLDER = Path("notebooks/llmael")
 MAIN, PUBLIC = FOLDER / "llmael.ipynb", FOLDER / "public_sets.ipynb"
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "llmael.json").read_text(encoding="utf-8"))
 CASES = GOLDEN["join"]["cases"]
