@@ -1,19 +1,25 @@
 """LLMAEL: joins and windows against golden strings of the released scripts, the linker, and a gate that must notice."""
 
+import csv
 import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_run import FakeRun
 from lift import lift, sabotage
+from tiny import save_tiny, tiny_llama
 
 from helpers.data import data_dir, read_jsonl
+from helpers.generation import generate
+from helpers.models import LanguageModel, load_lm
 
 FOLDER = Path("notebooks/llmael")
 MAIN, PUBLIC = FOLDER / "llmael.ipynb", FOLDER / "public_sets.ipynb"
@@ -319,7 +325,144 @@ def test_gaps_need_both_kinds(nb, public, name):
     assert math.isnan(measure(np.array([[1.0, 0]]))) and math.isnan(measure(np.array([[1.0, 1]])))
 
 
+def test_arms_differ_in_what_is_told():
+    """Nobody keeps his own sentence in the shuffled arm; a namesake's comes from the alias."""
+    given = {"run": FakeRun(), "by_alias": {"Lorn": ["A Lorn", "B Lorn", "C Lorn"]}}
+    given["facts"] = {f"{letter} Lorn": f"{letter} is {letter}" for letter in "ABC"}
+    nb = lift(MAIN, ["told", "texts_of", "Mention"], given)
+    some = [nb.Mention("go to", "Lorn", "now", f"{letter} Lorn", "C Lorn") for letter in "AB"]
+    told = nb.told(some, "test")
+    assert told["ideal"] == ["A is A", "B is B"] and told["shuffled"] == ["B is B", "A is A"]
+    assert told["repeated"] == ["Lorn Lorn Lorn"] * 2 and set(told["namesake"]) <= set(
+        told["ideal"]
+    )  # C is the document
+    texts = nb.texts_of(some, "test")
+    assert texts["original"][0] == ("go to", "Lorn", "now") and texts["mention only"][0] == ("", "Lorn", "")
+    assert texts["ideal"][0] == ("", "Lorn", ": A is A\ngo to Lorn now")
+
+
+def test_paragraphs_are_read_from_the_print_of_an_array(tmp_path):
+    rows = ["{'title': 'A', 'idx': array([1, 2], dtype=object), 'paragraph_text': 'It is \"a\".'}"]
+    rows.append("""{'title': "B's", 'idx': 1, 'paragraph_text': "That's [b]. {c}"}""")
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["context"])
+        writer.writeheader()
+        writer.writerow({"context": f"[{rows[0]}\n {rows[1]}]"})
+    paragraphs = lift(MAIN, ["hotpot_paragraphs"], {"run": SimpleNamespace(data=lambda name: path)}).hotpot_paragraphs
+    assert list(paragraphs())[:2] == [("A", 'It is "a".'), ("B's", "That's [b]. {c}")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_lm("smollm2-135m-instruct").tokenizer
+
+
+def test_written_descriptions_are_kept_and_a_cut_run_goes_on(tmp_path, tokenizer):
+    """Two parts of at most a hundred mentions; what was kept is not written again."""
+    calls = []
+
+    def counted(lm, prompts, *args, **options):
+        calls.append(len(prompts))
+        return generate(lm, prompts, *args, **options)
+
+    given = {"models_dir": lambda: tmp_path, "new_tokens": 3, "generate": counted}
+    write = lift(MAIN, ["write"], given).write
+    lm = LanguageModel(tiny_llama(tokenizer), tokenizer, "tiny", "digest")
+    prompts = [f" {{ Lorn }} {i}\nAnswer:\n" for i in range(103)]
+    first = write(lm, prompts)
+    assert calls == [100, 3] and len(first) == 103
+    assert write(lm, prompts) == first and calls == [100, 3]
+    assert write(lm, [*prompts, " more"])[:103] == first and calls == [100, 3, 4]
+
+
+# Larger presets, scaled down
+
+
+@pytest.mark.slow
+def test_the_gpu_preset_runs_whole_on_the_smallest_thing(execute, tmp_path, tokenizer):
+    """Packaged paragraphs and a random writer in place of the public ones and the real one."""
+    values = {"corpus": "boolq", "n_train": 64, "n_test": 64, "n_long": 32, "n_written": 32, "steps": 3}
+    values |= {"new_tokens": 4, "writer": save_tiny(tmp_path / "writer", tokenizer)}
+    done = execute(FOLDER.resolve(), "--calibrate", preset="gpu", parameters=values)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
+    assert judged == {"L1", "L2", "L2b", "L3", "L3b", "L4", "L4b", "L5", "L5b", "W1", "W2"}
+    assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
+
+
+def lines(folder: Path, name: str, rows: list[dict]) -> tuple[str, dict]:
+    """Write a file of the release; its name and what `data.yaml` says of it."""
+    path = folder / "llmael" / "official" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = path.read_bytes()
+    known = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return f"official/{name}", known | {"url": None, "licence": "made here", "citation": "made here"}
+
+
+def release(folder: Path) -> dict[str, dict]:
+    """The stand-in in the files and forms of the release, with a row without a page, and a file that ends early."""
+    data = lift(PUBLIC, ["simulated"], {"n_mentions": 24}).simulated(np.random.default_rng(0))
+    files = []
+    for k, name in enumerate(("ace2004", "aquaint", "msnbc")):
+        own = range(24 * k, 24 * k + 24)
+        genre, refined = [], []
+        for m, row in zip(data.mentions[24 * k : 24 * k + 24], data.refined[24 * k : 24 * k + 24], strict=True):
+            meta = {"left_context": m.left, "mention": m.text, "right_context": m.right}
+            genre.append({"meta": meta, "output": [{"answer": m.gold}], "candidates": m.candidates})
+            one = row["mentions"][0] | {"wiki_name": m.gold}
+            refined.append({"doc_title": m.document, "text": row["text"], "mentions": [one]})
+        refined.insert(
+            3, {"doc_title": "none", "text": "x", "mentions": [{"text": "x", "start": 0, "wiki_name": "NIL"}]}
+        )
+        files.append(lines(folder, f"genre/{name}.jsonl", genre))
+        files.append(lines(folder, f"refined/{name}_parsed.json", refined))
+        texts = [{"llm_context": data.main[i]} for i in own]
+        files.append(lines(folder, f"llama-3-70b/genre/{name}_llama-3-70b.jsonl", texts))
+        for w in ("llama-3-70b", "gpt-3.5-turbo", "glm-4"):
+            texts = [{"llm_context": data.by_writer[w][i]} for i in own if data.by_writer[w][i] is not None]
+            texts.insert(3, {"llm_context": "of no page"})
+            files.append(lines(folder, f"{w}/refined/{name}_{w}.jsonl", texts))
+    return dict(files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["gpu", "full"])
+def test_the_released_forms_are_read_and_judged(execute, tmp_path, preset):
+    """Files in the forms of the release, with hashes of their own, through every cell of the study."""
+    folder = shutil.copytree(FOLDER, tmp_path / "notebooks" / "llmael")
+    (folder / "data.yaml").write_text(yaml.safe_dump({"files": release(tmp_path / "data")}))
+    place = {"REPRODUCTIONS_DATA": str(tmp_path / "data")}
+    done = execute(folder, "--calibrate", notebook="public_sets", preset=preset, environment=place)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
+    assert judged == {"K1", "K1a", "K1b", "K2", "K3", "K4", "K4b", "K6"}
+    assert record["metrics"]["news_missing_glm_4"]["value"] == 12
+    assert record["metrics"]["news_gain_strategy_1"]["n"] == 72
+
+
+# The gate
+
+
+def calibrated(name: str) -> pytest.MarkDecorator:
+    """Skip where five seeds of a notebook were not run yet: there is no gate."""
+    return pytest.mark.skipif(not (FOLDER / name).exists(), reason="not calibrated yet")
+
+
 @pytest.mark.sabotage
+@calibrated("expected.yaml")
+def test_descriptions_of_other_entities_are_noticed():
+    """The ideal writer speaks of anything else; the first comparison, before any fit, notices."""
+    broken = {"ideal, rng = [facts[m.gold] for m in some]": "ideal, rng = [facts[t] for t in titles[: len(some)]]"}
+    error = sabotage("llmael", broken)
+    assert error.startswith("RegressionError") and "gain_ideal_not_fitted" in error
+
+
+@pytest.mark.sabotage
+@calibrated("public_sets.expected.yaml")
 def test_descriptions_of_others_are_noticed():
     """Strategy 1 reads the shuffled descriptions instead of the real ones."""
     broken = {"joined(data.main, s) for s in (1, 2, 3, 4)": "joined(data.main[::-1], s) for s in (1, 2, 3, 4)"}
