@@ -329,7 +329,7 @@ def test_gaps_need_both_kinds(nb, public, name):
 
 def test_arms_differ_in_what_is_told():
     """Nobody keeps his own sentence in the shuffled arm; a namesake's comes from the alias."""
-    given = {"run": FakeRun(), "by_alias": {"Lorn": ["A Lorn", "B Lorn", "C Lorn"]}}
+    given = {"run": FakeRun(), "test": [None], "by_alias": {"Lorn": ["A Lorn", "B Lorn", "C Lorn"]}}
     given["facts"] = {f"{letter} Lorn": f"{letter} is {letter}" for letter in "ABC"}
     nb = lift(MAIN, ["told", "texts_of", "Mention"], given)
     some = [nb.Mention("go to", "Lorn", "now", f"{letter} Lorn", "C Lorn") for letter in "AB"]
