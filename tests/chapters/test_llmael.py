@@ -421,13 +421,27 @@ def release(folder: Path) -> dict[str, dict]:
         )
         files.append(lines(folder, f"genre/{name}.jsonl", genre))
         files.append(lines(folder, f"refined/{name}_parsed.json", refined))
-        texts = [{"llm_context": data.main[i]} for i in own]
+        texts = [{"llm_context": f"main {data.main[i]}"} for i in own]
         files.append(lines(folder, f"llama-3-70b/genre/{name}_llama-3-70b.jsonl", texts))
         for w in ("llama-3-70b", "gpt-3.5-turbo", "glm-4"):
-            texts = [{"llm_context": data.by_writer[w][i]} for i in own if data.by_writer[w][i] is not None]
+            told = [data.by_writer[w][i] for i in own]
+            texts = [{"llm_context": f"{w} {text}"} for text in told if text is not None]
             texts.insert(3, {"llm_context": "of no page"})
             files.append(lines(folder, f"{w}/refined/{name}_{w}.jsonl", texts))
     return dict(files)
+
+
+def test_every_description_comes_from_its_own_file(tmp_path):
+    """Right model, right format, right row: the row without a page is skipped, a short file ends."""
+    release(tmp_path)
+    given = {"n_mentions": 24, "run": SimpleNamespace(data=lambda name: tmp_path / name)}
+    names = lift(PUBLIC, ["released", "simulated"], given)
+    data, made = names.released(), names.simulated(np.random.default_rng(0))
+    assert data.mentions == [m._replace(document=f"{m.set} {m.document}") for m in made.mentions]
+    assert data.main == [f"main {text}" for text in made.main]
+    assert [row["text"] for row in data.refined] == [row["text"] for row in made.refined]
+    for w, texts in made.by_writer.items():
+        assert data.by_writer[w] == [None if text is None else f"{w} {text}" for text in texts]
 
 
 @pytest.mark.slow
