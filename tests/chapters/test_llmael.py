@@ -384,7 +384,7 @@ def test_written_descriptions_are_kept_and_a_cut_run_goes_on(tmp_path, tokenizer
 @pytest.mark.slow
 def test_the_gpu_preset_runs_whole_on_the_smallest_thing(execute, tmp_path, tokenizer):
     """Packaged paragraphs and a random writer in place of the public ones and the real one."""
-    values = {"corpus": "boolq", "n_train": 128, "n_test": 128, "n_long": 64, "n_written": 32, "steps": 3}
+    values = {"corpus": "boolq", "n_train": 96, "n_test": 96, "n_long": 40, "n_written": 32, "steps": 3}
     values |= {"new_tokens": 4, "writer": save_tiny(tmp_path / "writer", tokenizer)}
     done = execute(FOLDER.resolve(), "--calibrate", preset="gpu", parameters=values)
     assert done.code == 0, done.err[-2000:]
@@ -406,7 +406,7 @@ def lines(folder: Path, name: str, rows: list[dict]) -> tuple[str, dict]:
 
 def release(folder: Path) -> dict[str, dict]:
     """The stand-in in the files and forms of the release, with a row without a page, and a file that ends early."""
-    data = lift(PUBLIC, ["simulated"], {"n_mentions": 24}).simulated(np.random.default_rng(0))
+    data = lift(PUBLIC, ["simulated"], {"n_mentions": 24, "mentions": [None, None]}).simulated(np.random.default_rng(0))
     files = []
     for k, name in enumerate(("ace2004", "aquaint", "msnbc")):
         own = range(24 * k, 24 * k + 24)
@@ -434,7 +434,7 @@ def release(folder: Path) -> dict[str, dict]:
 def test_every_description_comes_from_its_own_file(tmp_path):
     """Right model, right format, right row: the row without a page is skipped, a short file ends."""
     release(tmp_path)
-    given = {"n_mentions": 24, "run": SimpleNamespace(data=lambda name: tmp_path / name)}
+    given = {"n_mentions": 24, "mentions": [None, None]} | {"run": SimpleNamespace(data=lambda name: tmp_path / name)}
     names = lift(PUBLIC, ["released", "simulated"], given)
     data, made = names.released(), names.simulated(np.random.default_rng(0))
     assert data.mentions == [m._replace(document=f"{m.set} {m.document}") for m in made.mentions]
