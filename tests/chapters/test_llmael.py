@@ -211,6 +211,28 @@ def test_weights_equal_those_of_newtons_method(public):
     assert right[5] == right[7] == 0
 
 
+def test_no_set_is_tested_with_weights_that_saw_it():
+    """The feature is misleading in the largest set: weights of the other two must get all of it wrong."""
+    sets = np.array(["ace2004"] * 60 + ["aquaint"] * 20 + ["msnbc"] * 20)
+    gold = torch.arange(100) % 2
+    x = torch.nn.functional.one_hot(torch.where(torch.tensor(sets == "ace2004"), 1 - gold, gold), 2).double()
+    given = {"n": 100, "sets": sets, "gold": gold, "run": FakeRun(), "mentions": [None, None]}
+    right = lift(PUBLIC, ["accuracy"], given).accuracy(x)
+    assert right[:60].tolist() == [0.0] * 60
+    some = lift(PUBLIC, ["accuracy"], given).accuracy(x[40:], rows=np.arange(40, 100))
+    assert some[:20].tolist() == [0.0] * 20
+
+
+def test_windows_in_words_and_texts_of_one_surface():
+    mentions = [SimpleNamespace(text=text) for text in ("Lorn", "Vosk", "lorn")]
+    names = lift(PUBLIC, ["in_words", "same_surface"], {"mentions": mentions, "n": 3})
+    words = names.in_words("l " * 40, "Lorn", "r " * 5).split()
+    assert words == ["Lorn:", *"l" * 32, "Lorn", *"r" * 5]
+    for seed in range(20):
+        twin = names.same_surface(np.random.default_rng(seed))
+        assert twin[0] == 2 and twin[2] == 0 and twin[1] in (0, 2)
+
+
 def test_placebos(nb, public):
     assert nb.repeated(SimpleNamespace(text="Lorn"), "a b c") == "Lorn Lorn Lorn"
     assert nb.repeated(SimpleNamespace(text="Lorn"), "") == "Lorn"
