@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -20,6 +20,7 @@ LOADED = {
     "audio": "src",
     "embed": "src",
 }
+HOME, HEAVIEST = 1e6, 3e6  # bytes that the first page, and any other, may load
 CDN = re.compile(r"unpkg\.com|jsdelivr|cdnjs|googleapis|gstatic|cloudflare", re.IGNORECASE)
 
 
@@ -37,10 +38,11 @@ def new_tab(browser):
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)  # a busy machine is slow and not wrong
     page = context.new_page()
-    page.problems, page.left = [], []
+    page.problems, page.left, page.loaded = [], [], set()
     page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
     page.on("pageerror", lambda e: page.problems.append(str(e)))
     page.on("requestfailed", lambda r: page.problems.append(f"failed: {r.url[:200]}"))
+    page.on("request", lambda r: r.url.startswith("file:") and page.loaded.add(r.url.partition("?")[0]))
     page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.left.append(r.url))
     page.on("dialog", lambda d: (page.problems.append(f"dialog: {d.message}"), d.dismiss()))
     yield page
@@ -98,7 +100,7 @@ FEWER = """() => {
   const kind = (one) => [one.tagName, one.className.baseVal ?? one.className, !one.textContent.trim(),
     ...[...one.attributes].map((attribute) => attribute.name)].join(" ");
   const blocks = "p, li, tr, dl.py, .cell, mjx-container, div.highlight span[class]";
-  for (const block of document.querySelectorAll(`.bd-article :is(${blocks})`)) {
+  for (const block of document.querySelectorAll(`:is(.bd-article, nav) :is(${blocks})`)) {
     if (!block.isConnected || block.closest("summary, a, button, label")) continue;
     if (block.querySelector("img, input, button, select, iframe")) continue;
     const inside = [kind(block.parentElement) + " > " + kind(block), ...[...block.querySelectorAll("*")].map(kind)];
@@ -115,14 +117,20 @@ AXE = """async ([mode, options]) => {
 }"""
 EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
 # In each theme a figure shows the image made for it, and nothing of another colour lies behind it.
-FIGURES = """(mode) => {
+FIGURES = """async (mode) => {
   document.documentElement.dataset.theme = mode;
+  for (const image of document.images) {
+    if (!image.checkVisibility()) continue;
+    image.loading = "eager";
+    await image.decode().catch(() => null);
+  }
   const seen = (image) => getComputedStyle(image).display !== "none" && image.complete && image.naturalWidth > 0;
   const bright = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((part) => part > 200);
   return [...document.querySelectorAll("figure.repro-figure")].filter((figure) => {
     const right = [...figure.querySelectorAll("img")].every((image) => seen(image) === image.matches(`.only-${mode}`));
     const box = getComputedStyle(figure.closest(".output") ?? figure).backgroundColor;  // or on a page of prose
-    return !right || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
+    const told = figure.querySelector("figcaption")?.checkVisibility() ?? true;
+    return !right || !told || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
   }).map((figure) => `${mode}: ${figure.id}`);
 }"""
 
@@ -141,10 +149,14 @@ def look(tab, path, page):
     wrong["width"] += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
     settle(tab, 1440)
     wrong["width"] += tab.evaluate(SIDEWAYS)
-    wrong["figures"] = [said for mode in ("light", "dark") for said in tab.evaluate(FIGURES, mode)]
+    wrong["figures"] = tab.evaluate(FIGURES, "light")
+    weight = sum(Path(unquote(urlsplit(url).path)).stat().st_size for url in tab.loaded)  # with one theme's figures
+    allowed = HOME if path.name == "index.html" else HEAVIEST
+    wrong["weight"] = [f"{weight / 1e6:.2f} MB of {allowed / 1e6:.0f}"] if weight >= allowed else []
+    wrong["figures"] += tab.evaluate(FIGURES, "dark")
     wrong["axe"] = barriers(tab)
-    tab.problems.clear()
-    tab.left.clear()
+    for noted in (tab.problems, tab.left, tab.loaded):
+        noted.clear()
     return wrong
 
 
@@ -159,7 +171,7 @@ def barriers(tab):
 @pytest.fixture(scope="module")
 def seen(browser, book, pages):
     """What is wrong on every page, by kind: one line each."""
-    found = {kind: [] for kind in ("loading", "width", "figures", "axe")}
+    found = {kind: [] for kind in ("loading", "width", "weight", "figures", "axe")}
     with new_tab(browser) as tab:
         for path, page in pages.items():
             for kind, wrong in look(tab, path, page).items():
@@ -183,6 +195,10 @@ def test_no_code_scrolls_sideways_and_nothing_is_cut_on_a_phone(seen):
 
 def test_axe_finds_nothing_on_any_page_in_light_or_dark(seen):
     assert not seen["axe"], "\n".join(seen["axe"])
+
+
+def test_no_page_is_heavy(seen):
+    assert not seen["weight"], "\n".join(seen["weight"])
 
 
 PLANTED = """() => {
@@ -447,6 +463,8 @@ def test_a_folded_answer_opens(tab, book, pages):
 def test_how_a_claim_is_measured_is_folded_and_opens_by_keyboard(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     row = tab.locator("table.claims tbody tr").first
+    tab.locator(".all-runs > summary").focus()
+    tab.keyboard.press("Enter")
     said = row.get_by_text("share of heads, mean over throws")
     assert row.get_by_text("Heads are more frequent").is_visible() and not said.is_visible()
     row.locator("summary").focus()
