@@ -9,7 +9,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const cells = [...table.querySelectorAll("tbody :is(th, td)")];
     if (titles.length < 3 || !cells.some((cell) => cell.textContent.length > LONG_TEXT)) continue;
     table.classList.add("stacks");
-    for (const cell of cells) cell.cellIndex && cell.setAttribute("data-label", titles[cell.cellIndex]);
+    for (const cell of cells) cell.matches("td") && cell.setAttribute("data-label", titles[cell.cellIndex]);
   }
   for (const cell of document.querySelectorAll("table.dataframe td")) {
     cell.classList.toggle("short", cell.textContent.length <= ONE_LINE);

@@ -20,6 +20,7 @@ ALT = re.compile(r'alt="([^"]*)"')
 # sections whose code is not the method
 BESIDE = {"The data", "The experiment", "Claims", "What would make it fail", "Run card"}
 FILES = {"write_text", "write_bytes", "savez", "savez_compressed", "save_file", "rmtree"}
+LONGEST_CAPTION = 200  # characters; after a name in small letters a list of numbers may follow
 NOTES = {"metric", "claim", "figure"}  # methods of a run that note a number; what was computed stands above them
 
 
@@ -103,8 +104,9 @@ def with_captions(notebook: Notebook, folder: Path, address: str) -> tuple[Noteb
 
 
 def first_sentence(said: str) -> str:
-    """Return a text up to the end of its first sentence, with a full stop."""
-    return re.split(r"(?<=[a-z)%])\. (?=[A-Z0-9])", said, maxsplit=1)[0].rstrip(".") + "."
+    """Return a text up to the end of its first sentence, with a full stop; a long one ends at the first full stop."""
+    first = re.split(r"(?<=[a-z)%])\. (?=[A-Z0-9])", said, maxsplit=1)[0]
+    return (first if len(first) <= LONGEST_CAPTION else first.split(". ")[0]).rstrip(".") + "."
 
 
 def _html_outputs(notebook: Notebook) -> Iterator[tuple[int, dict, str]]:
