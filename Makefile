@@ -66,7 +66,7 @@ test-launch: environment
 
 test-book: environment chromium
 	@echo "== the book rendered from those copies, in a browser"
-	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest tests/book
+	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest -n 2 --dist loadgroup --durations 10 --durations-min 5 tests/book
 
 # of the book that `make book` has rendered
 pdf: environment chromium
