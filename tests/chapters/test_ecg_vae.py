@@ -29,7 +29,6 @@ MAIN = (
 LABELS = (
     *(
         "first",
-        "two_classes",
         "beside",
         "shuffled",
         "columns",
@@ -60,8 +59,16 @@ SCHEDULES = {  # golden values of the pilot's schedules at ten points, beta 1
     "C": [0.0, 0.8, 1.0, 1.0, 0.0, 0.4, 0.0, 0.4, 1.0, 0.0],
 }
 SIZES = {
-    **{"latents": 4, "hidden": 8, "encoder": "perceptron", "steps": 40, "batch_size": 16, "learning_rate": 2e-3},
-    **{"n_seeds": 2, "n_boosts": 1, "n_labels": 300, "n_train": 300, "CNN_STEPS": 30},
+    **{
+        "preset": "public",
+        "latents": 4,
+        "hidden": 8,
+        "encoder": "perceptron",
+        "steps": 40,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+    },
+    **{"n_seeds": 2, "n_labels": 300, "n_train": 300, "CNN_STEPS": 30},
     **{"tqdm": lambda x, **_: x, "display": lambda x: x},
 }
 
@@ -94,7 +101,18 @@ def test_both_notebooks_hold_the_same_method():
     shared = (
         *("kl-and-misfit", "beta-schedule", "principal", "pca-rebuilt", "arm", "stack-class", "starting-weights"),
         *("stack-methods", "convolved", "encode", "decode", "prepared", "prepare", "fitted", "validate", "descend"),
-        *("train", "world", "dower-matrix", "factors", "draw-factors", "waves", "rotations", "project-leads"),
+        *(
+            "run-steps",
+            "kept",
+            "train",
+            "world",
+            "dower-matrix",
+            "factors",
+            "draw-factors",
+            "waves",
+            "rotations",
+            "project-leads",
+        ),
         *("patients", "seen-heart", "draw-patients"),
     )
     assert [name for name in shared if cells[0][name] != cells[1][name]] == []
@@ -445,8 +463,10 @@ def test_a_cohort_is_read_and_bad_beats_are_left_out(labels, tmp_path, capsys):
     people, who = labels.read_cohort(tmp_path)
     assert "2 of 250 beats are left out" in capsys.readouterr().out
     assert people.beats.shape == (248, 752) and people.summary.shape == (248, 2) and len(who) == 248
-    fold = labels.folds_of(who, np.random.default_rng(0))
+    fold = labels.folds_of(who, people.label, np.random.default_rng(0))
     assert all(len(set(fold[who == name])) == 1 for name in set(who)) and set(fold) == set(range(5))
+    ill = [len(set(who[(fold == p) & (people.label == 1)])) for p in range(5)]
+    assert max(ill) - min(ill) <= 1  # folds share the ill patients
     known = np.flatnonzero(fold != fold[5])
     part = labels.picked(people, np.array([5]), known)  # row 7 of the file
     assert part.summary[0, 1] == pytest.approx(np.nanmedian(people.summary[known, 1]))
@@ -454,7 +474,8 @@ def test_a_cohort_is_read_and_bad_beats_are_left_out(labels, tmp_path, capsys):
     frame.to_csv(tmp_path / "labels.csv", index=False)
     assert np.isnan(labels.read_cohort(tmp_path)[0].summary[7, 0])  # row 9 of the file
     for changed, said in (
-        (frame.assign(label=1), "ten patients at least"),
+        (frame.assign(label=1), "25 patients and one in twenty"),
+        (frame.assign(label=(frame.index < 40).astype(int)), "25 patients and one in twenty"),
         (frame.assign(label=2), "0 and 1 only"),
         (frame.drop(columns="label"), "a column `label`"),
         (frame.assign(patient=frame["patient"].where(frame.index > 3)), "a patient is missing"),

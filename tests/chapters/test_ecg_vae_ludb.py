@@ -37,7 +37,15 @@ def needs(package):
 
 def lifted(**more):
     given = {
-        **{"run": FakeRun(), "UNIT": "counts", "cohort": "", "latents": 4, "hidden": 8, "batch_size": 16},
+        **{
+            "run": FakeRun(),
+            "preset": "public",
+            "UNIT": "counts",
+            "cohort": "",
+            "latents": 4,
+            "hidden": 8,
+            "batch_size": 16,
+        },
         **{"longest": 45, "LENGTHS": [5, 15, 45], "learning_rate": 1e-2, "most_beats": 20, "tqdm": lambda x, **_: x},
     }
     names = [name for name in NAMES if name not in more]
