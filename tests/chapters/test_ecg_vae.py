@@ -321,6 +321,29 @@ def test_an_error_that_is_no_number_stops_the_training(nb):
         nb.train(data, [nb.Arm("AE"), nb.Arm("SAE")], "spoilt")
 
 
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_a_training_of_the_preset_full_is_kept(name, tmp_path):
+    """The second start takes what the first one kept, number for number; other beats or arms are trained anew."""
+
+    class FullRun(FakeRun):
+        path, parameters = tmp_path / "seed-0.json", {"preset": "full"}
+
+    given = {"run": FullRun(), "preset": "full", "getsource": lambda f: f.__qualname__}
+    g = torch.Generator().manual_seed(0)
+    nb, beats = lifted(name, SHARED, **given), [torch.randn(60, 752, generator=g) * 50 for _ in range(2)]
+    data, other, arms = nb.prepare(beats[:1]), nb.prepare(beats[1:]), [nb.Arm("AE"), nb.Arm("C", 1.0)]
+    first = nb.train(data, arms, "kept", 20)
+    again = lifted(name, SHARED, **given, run_steps=None)
+    second = again.train(data, arms, "kept", 20)
+    assert torch.equal(first.curves, second.curves) and torch.equal(first.nats, second.nats)
+    assert torch.equal(first.codes(beats[0], 0)[0], second.codes(beats[0], 0)[0])
+    for changed in ((other, arms, "kept", 20), (data, arms[:1], "kept", 20), (data, arms, "kept", 21)):
+        with pytest.raises(TypeError):  # it would have to be trained
+            again.train(*changed)
+    plain = lifted(name, SHARED).train(data, arms, "kept", 20)
+    assert torch.equal(plain.curves, first.curves)
+
+
 def table(**columns):
     """A table of errors as `all_rows` gives it, with one row for each value."""
     return pd.DataFrame(columns)
@@ -522,6 +545,29 @@ def test_intervals_of_a_cohort_are_over_patients_within_folds(labels):
     e = labels.over_patients(found, tests, who, {"a": 1, "b": -1})
     wanted = np.mean([auroc(one["a"], y) - auroc(one["b"], y) for one in found])
     assert e.value == pytest.approx(wanted) and e.low < wanted < e.high and e.n == 120
+
+
+# Larger presets, scaled down
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["gpu", "full"])
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, name, preset):
+    values = {"n_seeds": 2, "n_train": 1000, "n_test": 500, "latents": 4, "hidden": 8, "steps": 40, "batch_size": 16}
+    claims = {"ecg_vae": {"G1", "G2", "G3", "G9", "G10", "G12"}, "labels": {"G4", "G5", "G6", "G7", "G8", "G11", "G13"}}
+    if name == "labels":
+        values |= {"n_labels": 600}
+    if (name, preset) == ("labels", "full"):
+        write_cohort(tmp_path)
+        values |= {"cohort": str(tmp_path)}
+        claims["labels"] |= {"E3", "E4", "E6"}
+    done = execute(FOLDER.resolve(), "--calibrate", notebook=name, preset=preset, parameters=values)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    assert record["complete"] and claims[name] <= set(record["claims"])
+    assert all(record["claims"][one]["verdict"] != "not testable here" for one in claims[name])
+    assert not list(done.record.parent.glob("*.work"))  # nothing is left to resume
 
 
 # The gate

@@ -189,6 +189,26 @@ def test_a_validation_error_that_is_no_number_stops(ludb):
         ludb.train(data, [q], [ludb.Arm("AE"), ludb.Arm("C", 1)], 3, 20.0, "nan")
 
 
+def test_a_training_of_the_preset_full_is_kept(tmp_path):
+    """The second start takes what the first one kept, number for number; another noise is trained anew."""
+
+    class FullRun(FakeRun):
+        path, parameters = tmp_path / "seed-0.json", {"preset": "full"}
+
+    given = {"run": FullRun(), "preset": "full", "getsource": lambda f: f.__qualname__}
+    nb = lifted(**given)
+    data, q = some_beats(nb)
+    arms = [nb.Arm("AE"), nb.Arm("C", 100)]
+    first, again = nb.train(data, [q], arms, 3, 20.0, "kept"), lifted(**given, run_whole=None)
+    second = again.train(data, [q], arms, 3, 20.0, "kept")
+    assert torch.equal(first.validation, second.validation) and torch.equal(first.length, second.length)
+    assert torch.equal(first.codes(data.median, 0), second.codes(data.median, 0))
+    with pytest.raises(TypeError):
+        again.train(data, [q], arms, 3, 21.0, "kept")
+    plain = lifted().train(data, [q], arms, 3, 20.0, "kept")
+    assert torch.equal(plain.validation, first.validation)
+
+
 def test_a_planted_bend_is_found_and_its_removal_is_not():
     time = np.arange(375) - 125
     wave = np.exp(-0.5 * (time / 10) ** 2) + 0.3 * np.exp(-0.5 * ((time - 150) / 25) ** 2)
@@ -204,13 +224,16 @@ def test_a_planted_bend_is_found_and_its_removal_is_not():
 
 
 def test_lead_checks(ludb):
-    good = np.random.default_rng(0).normal(size=(100, 12)) * 300
+    good = ludb.limb_leads(np.random.default_rng(0).normal(size=(100, 8)) * 300)
     assert ludb.check_leads(good, "a") is good
     for spoil, said in (
         (lambda x: x[:, :11], "12 leads are needed"),
         (lambda x: np.where(np.arange(12) == 3, np.nan, x), "not a number in lead aVR"),
-        (lambda x: np.where(np.arange(12) == 6, 5.0, x), "lead V1 is flat"),
-        (lambda x: x / 1000, "microvolts are expected"),
+        (lambda x: np.where(np.arange(12) == 6, 5.0, x), "lead V1 is flat, or not in microvolts"),
+        (lambda x: np.where(np.arange(12) == 6, x / 1000, x), "lead V1 is flat, or not in microvolts"),
+        (lambda x: x / 1000, "lead I, II, .* is flat, or not in microvolts"),
+        (lambda x: x[:, [1, 0, *range(2, 12)]], "no sums of I and II"),
+        (lambda x: np.where(np.arange(12) == 4, x[::-1], x), "no sums of I and II"),
         (lambda x: x * 1000, "microvolts are expected"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -312,9 +335,9 @@ def test_a_bad_record_is_left_out_and_counted(ludb, tmp_path):
     np.save(tmp_path / "waveforms.npy", waves)
     people, left_out = ludb.read_all(ludb.cohort_records(tmp_path), robust=True)
     assert len(people) == 46 and sum(left_out.values()) == 4
-    assert left_out["not a number in lead aVL"] == left_out["lead V1 is flat"] == 1
+    assert left_out["not a number in lead aVL"] == left_out["lead V1 is flat, or not in microvolts"] == 1
     assert left_out["no whole beat in the record"] == 1
-    assert sum(v for k, v in left_out.items() if "microvolts are expected" in k) == 1
+    assert sum(v for k, v in left_out.items() if k.endswith("V6 is flat, or not in microvolts")) == 1
     assert people[0].single.dtype == np.float32 and people[0].single.shape[1] == 3000
     with pytest.raises(ValueError, match="record 3: not a number in lead aVL"):
         ludb.read_all(ludb.cohort_records(tmp_path), robust=False)
@@ -324,7 +347,9 @@ def test_a_cohort_without_enough_records_or_of_another_shape(ludb, tmp_path):
     waves = cohort_of(tmp_path)
     waves[:20, 0] = 0
     np.save(tmp_path / "waveforms.npy", waves)
-    with pytest.raises(ValueError, match=r"only 30 records can be used; left out: .'lead I is flat': 20"):
+    with pytest.raises(
+        ValueError, match=r"only 30 records can be used; left out: .'lead I is flat, or not in microvolts': 20"
+    ):
         ludb.read_all(ludb.cohort_records(tmp_path), robust=True)
     np.save(tmp_path / "waveforms.npy", waves.swapaxes(1, 2))
     with pytest.raises(ValueError, match=r"waveforms.npy is \(50, 5000, 12\)"):
