@@ -225,6 +225,28 @@ def test_stack_equals_plain_networks(nb):
             torch.testing.assert_close(found[0, i], wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_gradients_are_those_of_the_loss_written_out(name):
+    nb, g = lifted(name, (*SHARED, "descend")), torch.Generator().manual_seed(0)
+    arms = [nb.Arm("AE"), nb.Arm("SAE"), nb.Arm("C", 3.0)]
+    stack = nb.Stack(arms, torch.rand(1, 10, generator=g) + 0.5, torch.eye(10)[None], g)
+    for value in stack.w.values():  # away from the start
+        value.data += 0.1 * torch.randn(value.shape, generator=g)
+    x, beta = torch.randn(1, 1, 7, 10, generator=g), torch.tensor([0.0, 0.0, 3.0])
+    noise, loss = torch.randn(1, 3, 7, 4, generator=g), 0
+    for i, arm in enumerate(arms):
+        mu, logvar, _ = plain(stack, i, arm, x[0, 0])
+        z = mu if arm.kind == "AE" else mu + noise[0, i] * (0.5 * logvar).exp()
+        rebuilt = nb.decode(stack, z.expand(1, 3, 7, 4))[0, i]
+        error = (100 * (x[0, 0] - rebuilt)).square().sum(1) / (2 * nb.SIGMA**2)
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+        loss = loss + 0.01 * (error + beta[i] * kl).mean()
+    wanted = torch.autograd.grad(loss, list(stack.w.values()), allow_unused=True)
+    nb.descend(stack, torch.optim.SGD(stack.parameters(), 0.0), x, beta, noise)
+    for (key, value), grad in zip(stack.w.items(), wanted, strict=True):
+        torch.testing.assert_close(value.grad, grad, atol=1e-4, rtol=1e-4, msg=key)
+
+
 def test_stacks_start_at_pca(nb):
     x = torch.randn(60, 200, generator=torch.Generator().manual_seed(0)) * torch.linspace(300, 1, 200)
     mean, axes = nb.principal(x, 64)
@@ -455,6 +477,34 @@ def test_the_network_is_tuned_for_each_repetition(labels, small):
     spoilt = labels.network_inputs([known], [known], True)
     with pytest.raises(ValueError, match="not a number"):
         labels.held_out_loss(lambda x, s: x.mean((2, 3)) * np.nan, *spoilt)
+
+
+def test_the_first_patients_keep_what_is_theirs(labels, small):
+    _, known, _ = small
+    part = labels.first(known, 30)
+    assert torch.equal(part.beats, known.beats[:30]) and (part.label == known.label[:30]).all()
+    assert (part.summary == known.summary[:30]).all() and (part.factors["d"] == known.factors["d"][:30]).all()
+
+
+def test_a_placebo_must_be_worse():
+    labels = lifted("labels", ["worse"], MARGIN=0.005)
+    assert labels.worse(Estimate(-0.006, -0.01, -0.001, 5))
+    for value, low, high in ((-0.006, -0.02, 0.001), (-0.004, -0.0045, -0.001), (0.006, 0.001, 0.01)):
+        assert not labels.worse(Estimate(value, low, high, 5))
+
+
+def test_the_network_of_a_repetition_is_the_one_that_validates_best(labels, small):
+    """Each repetition takes the logits of its own best network of the grid."""
+    _, known, test = small
+    losses = iter([torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])])
+    made = iter([torch.zeros(2, 5), torch.ones(2, 5)])
+    net = lifted(
+        "labels",
+        ["tuned_cnn"],
+        train_cnn=lambda *_: (None, next(losses)),
+        logits_of=lambda *_: next(made),
+    )
+    assert net.tuned_cnn([known, known], [test, test], grid=[(1, 1), (2, 2)]).tolist() == [[0.0] * 5, [1.0] * 5]
 
 
 def test_conditions_make_a_claim_inconclusive(labels):

@@ -209,6 +209,32 @@ def test_a_training_of_the_preset_full_is_kept(tmp_path):
     assert torch.equal(plain.validation, first.validation)
 
 
+def test_a_partition_keeps_its_three_groups_apart():
+    nb = lift(NOTEBOOK, ["partition"], {"run": FakeRun(), "people": range(53)})
+    split = nb.partition(1)
+    assert sorted(np.concatenate([q.test for q in split])) == list(range(53))  # everybody is tested once
+    for q in split:
+        assert sorted(np.concatenate(q)) == list(range(53))  # nobody is in two groups
+        assert len(q.valid) == (53 - len(q.test)) // 5
+    assert any((a.test != b.test[: len(a.test)]).any() for a, b in zip(split, nb.partition(2), strict=True))
+
+
+def test_validation_chooses_in_every_fold_and_the_test_error_is_read():
+    """Two folds of one partition: the choice of each kind, its errors, and nothing left over."""
+    nb = lift(NOTEBOOK, ["Arm", "Place", "Problem"], {"run": FakeRun()})
+    arms = [nb.Arm("AE"), nb.Arm("A-down", 1), nb.Arm("A-up", 1), nb.Arm("PCA of beats")]
+    groups = [np.array([0, 2]), np.array([1, 3])]
+    given = {
+        "places": [nb.Place(0, None, p, nb.Problem(None, None, rows)) for p, rows in enumerate(groups)],
+        "valid": [np.array([4.0, 1, 2, 3]), np.array([1.0, 4, 2, 3])],
+        "found": [np.arange(8.0).reshape(4, 2), 10 + np.arange(8.0).reshape(4, 2)],
+        **{"CANDIDATES": arms, "n_repeats": 1, "people": range(4), "run": FakeRun()},
+    }
+    nb = lift(NOTEBOOK, ["chosen", "entry"], given)
+    assert nb.chosen(["A-down", "A-up"]) == [1, 2] and nb.chosen(["AE", "A-down", "A-up", "PCA of beats"]) == [1, 0]
+    assert nb.entry(["A-down", "A-up"]).tolist() == [[2.0, 14.0, 3.0, 15.0]]
+
+
 def test_a_planted_bend_is_found_and_its_removal_is_not():
     time = np.arange(375) - 125
     wave = np.exp(-0.5 * (time / 10) ** 2) + 0.3 * np.exp(-0.5 * ((time - 150) / 25) ** 2)
