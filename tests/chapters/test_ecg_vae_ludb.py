@@ -512,19 +512,17 @@ def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, preset):
 
 @pytest.mark.sabotage
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"(np.abs(halves).mean() / 2)": "(np.abs(halves).mean())"}, "noise halves"),
-        (
-            {
-                'mu = inner @ w["mean"]': 'mu = 0 * inner @ w["mean"]',
-                'w["hide_bias"]) @ w["out"]': 'w["hide_bias"]) @ w["out"] * 0',
-            },
-            "bend planted",
-        ),
-    ],
-)
-def test_a_broken_method_is_noticed(changed, said):
+def test_a_decoder_without_a_bend_is_noticed():
+    changed = {
+        'mu = inner @ w["mean"]': 'mu = 0 * inner @ w["mean"]',
+        'w["hide_bias"]) @ w["out"]': 'w["hide_bias"]) @ w["out"] * 0',
+    }
     error = sabotage("ecg_vae", changed, notebook="ludb")
-    assert error.startswith("RegressionError") and said in error
+    assert error.startswith("RegressionError") and "bend planted" in error
+
+
+@pytest.mark.sabotage
+def test_noise_that_is_not_halved_is_noticed():
+    """The page's own check with white noise stops it, before any record is read."""
+    error = sabotage("ecg_vae", {"(np.abs(halves).mean() / 2)": "(np.abs(halves).mean())"}, notebook="ludb")
+    assert error.startswith("AssertionError")
