@@ -116,7 +116,7 @@ def generate(
     uniform = torch.rand(len(ids), n_samples, max_new_tokens, generator=generator)
     shared = None  # the cache of the prefix
     if head:
-        shared = lm.model(torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1).past_key_values
+        shared = lm.model(torch.tensor([head], device=lm.device), use_cache=True, logits_to_keep=1)[lm.cache_name]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # similar lengths side by side
     longest = len(head) + max(map(len, ids)) + max_new_tokens
     per_batch = max(1, rows_that_fit(lm.model, longest, max_rows) // n_samples)
@@ -166,9 +166,9 @@ def _prefill(lm: LanguageModel, ids: list[list[int]], shared: Any, n_head: int) 
     if cache is not None:
         cache.batch_repeat_interleave(len(ids))
     tokens, mask, positions = tokens.to(lm.device), mask.to(lm.device), positions.to(lm.device)
-    inputs = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache}
+    inputs = {"attention_mask": mask, "position_ids": positions, lm.cache_name: cache}
     out = lm.model(tokens, **inputs, use_cache=True, logits_to_keep=1)
-    return out.logits[:, -1].float(), mask, out.past_key_values
+    return out.logits[:, -1].float(), mask, out[lm.cache_name]
 
 
 def _run_batch(
@@ -210,7 +210,7 @@ def _run_batch(
         if not torch.equal(parent, torch.arange(len(logits), device=device)):
             cache.reorder_cache(parent)  # also drops and repeats rows, each layer where its keys lie
         mask = torch.cat([mask[parent], mask.new_ones(len(parent), 1)], 1)
-        inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, "past_key_values": cache}
+        inputs = {"attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1, lm.cache_name: cache}
         with capture(lm.model, settings.modules) as states:
             out = lm.model(new[:, None], **inputs, use_cache=True)
         for name, (state,) in states.items():
@@ -219,7 +219,7 @@ def _run_batch(
             kept[live, 0 if settings.hidden_last_only else step] = state[:, -1].to(device)[row].float()
         if over:
             break
-        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        logits, cache = out.logits[:, -1].float(), out[lm.cache_name]
         live, row = live[~done], row[~done]
     columns = {"logprobs": logprobs, "log_partition": partitions, **hidden}
     return _split(lm.tokenizer, tokens, drawn, lengths, columns, settings.stop)

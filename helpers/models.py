@@ -1,5 +1,6 @@
 """Models by name: weights that a package ships, a local folder, or a hub id; no pickles, no remote code."""
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @property
+    def cache_name(self) -> str:
+        """Argument, and field of the output, of keys and values: `cache` since transformers 5.24, else the older name."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the model's logits (n, vocab), float32, for outputs (n, d_model) of its last layer, after the norm.
