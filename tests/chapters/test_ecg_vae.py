@@ -1,6 +1,7 @@
 """Generated beats of the chapter ecg_vae: golden values, parity with packages and plain loops, errors, sabotage."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -505,6 +506,25 @@ def test_the_network_of_a_repetition_is_the_one_that_validates_best(labels, smal
         logits_of=lambda *_: next(made),
     )
     assert net.tuned_cnn([known, known], [test, test], grid=[(1, 1), (2, 2)]).tolist() == [[0.0] * 5, [1.0] * 5]
+
+
+def test_the_network_does_not_train_on_the_patients_that_stop_it(small):
+    """The same weights at the last check, whatever the last fifth of the patients is like."""
+
+    def trained(spoil: bool) -> dict:
+        losses = itertools.count(0, -1)  # each check is better than the one before
+        nb = lifted(
+            "labels", ["train_cnn", "network_inputs"], held_out_loss=lambda *_: torch.tensor([float(next(losses))])
+        )
+        x, s, y = (part.clone() for part in nb.network_inputs([small[1]], [small[1]], True))
+        if spoil:
+            x[:, 400:], s[:, 400:], y[:, 400:] = 7.0, 7.0, 1 - y[:, 400:]
+        net, loss = nb.train_cnn((x, s, y), 8, 4e-3, "rows")
+        assert float(loss) == -9  # ten checks
+        return net.state_dict()
+
+    one, other = trained(False), trained(True)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_conditions_make_a_claim_inconclusive(labels):
