@@ -598,6 +598,7 @@ def test_training_has_one_beat_of_each_patient(labels):
     assert len({row % 3 for row in rows}) == 3  # not always the first
 
 
+@pytest.mark.slow
 def test_the_claims_of_a_cohort_are_judged(labels, tmp_path):
     """The preset full, scaled down: the label shows in the beat and not in the measurements."""
     write_cohort(tmp_path)
