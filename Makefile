@@ -43,9 +43,9 @@ test-units: environment
 	@echo "== unit, parity, fault and sabotage tests"
 	$(PYTEST) tests --ignore tests/book --ignore tests/slurm
 
-# all faults of batches, with the long test: two batches in one folder
+# all faults of batches, with the long ones: twenty random kills, and a hundred runs whose scheduler is killed
 test-faults: environment
-	REPRODUCTIONS_LONG_FAULTS=1 $(ONE_THREAD) $(RUN) pytest -s tests/faults/test_batches.py
+	REPRODUCTIONS_LONG_FAULTS=100 $(ONE_THREAD) $(RUN) pytest -s tests/faults/test_batches.py
 
 # a real one-node Slurm on this machine (Debian, root); needs the packages slurm-wlm and munge
 test-slurm: environment
@@ -66,7 +66,7 @@ test-launch: environment
 
 test-book: environment chromium
 	@echo "== the book rendered from those copies, in a browser"
-	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest tests/book
+	REPRODUCTIONS_STAGED_RUNS="$$(pwd)/$(STAGED)/reduced/seed-0" $(ONE_THREAD) $(RUN) pytest -n 2 --dist loadgroup --durations 10 --durations-min 5 tests/book
 
 # of the book that `make book` has rendered
 pdf: environment chromium

@@ -70,7 +70,7 @@ class LanguageModel:
 
     @property
     def cache_name(self) -> str:
-        """Argument, and field of the output, of keys and values: `cache` since transformers 5.24, else the older name."""
+        """Argument, and field of the output, of keys and values: `cache` since transformers 5.24, before it another."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     def logits(self, hidden: Tensor) -> Tensor:

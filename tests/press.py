@@ -25,6 +25,20 @@ FOOTER = (
 )
 TYPESET = "window.MathJax && MathJax.startup ? MathJax.startup.promise : null"
 
+# Images and charts come when they come near.
+EVERY_PICTURE = """async () => {
+  for (const chart of document.querySelectorAll(".explore")) {
+    chart.scrollIntoView();
+    const drawn = () => chart.querySelector("[data-at]");
+    for (let tries = 0; tries < 50 && !drawn(); tries++) await new Promise(requestAnimationFrame);
+  }
+  scrollTo(0, 0);
+  await Promise.all([...document.querySelectorAll("img[loading]")].map((image) => {
+    image.loading = "eager";
+    return image.checkVisibility() && image.decode();
+  }));
+}"""
+
 
 @contextmanager
 def tab(**look) -> Iterator[Page]:
@@ -65,6 +79,8 @@ def as_one_page(book: Path, pages: list[Path]) -> str:
     whole.body.clear()
     for path in pages:
         article = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").select_one("article.bd-article")
+        for image in article.select("img[loading]"):
+            del image["loading"]
         for unseen in article.select("script, .explore, .headerlink, .card-buttons, a.figure-data, details.hide"):
             unseen.decompose()
         known: set[str] = set()
@@ -137,6 +153,7 @@ def shots(book: Path, folder: Path) -> list[Path]:
                 page.goto(path.as_uri())
                 page.evaluate(f"document.documentElement.dataset.theme = '{mode}'")
                 page.evaluate(TYPESET)
+                page.evaluate(EVERY_PICTURE)
                 height = page.evaluate("document.documentElement.scrollHeight")
                 for part, top in enumerate(range(0, height, TALLEST)):
                     place = folder / look / f"{path.stem}{f'-{part + 1}' if height > TALLEST else ''}.png"

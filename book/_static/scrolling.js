@@ -13,7 +13,11 @@ document.addEventListener("DOMContentLoaded", () => {
   const watch = new ResizeObserver((seen) => {
     for (const box of new Set(seen.map((one) => one.target.closest(SCROLLERS)))) box && markScroller(box);
   });
-  for (const box of document.querySelectorAll(SCROLLERS)) {
+  const boxes = document.querySelectorAll(SCROLLERS);
+  // An equation takes its last size when its fonts are there, which no observer sees.
+  const typeset = globalThis.MathJax?.startup?.promise;
+  typeset?.then(() => new Promise(requestAnimationFrame)).then(() => document.fonts.ready).then(() => boxes.forEach(markScroller));
+  for (const box of boxes) {
     for (const one of [box, ...(box.matches("pre") ? [] : box.children)]) watch.observe(one);
     box.addEventListener("scroll", () => markScroller(box), { passive: true });
   }

@@ -18,7 +18,7 @@ from helpers.html import table, text
 LONGEST_MESSAGE = 3000  # characters
 LEGEND = (
     "Bar: the interval. Dot: the estimate. Shaded: where the claim counts as reproduced. Each picture has a scale of "
-    "its own and shows the largest run that tested the claim; the table below has every run."
+    "its own and shows the largest run that tested the claim; the folded table below has every run."
 )
 
 

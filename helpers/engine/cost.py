@@ -63,7 +63,9 @@ def _measured(pages: list[Page]) -> str:
     seconds = sum(wall for wall in walls if isinstance(wall, int | float))
     gpus = any(record.card.get("peak_gpu_memory_mb") for records in groups.values() for record in records)
     said = f"The runs of this book's pages took {seconds / 60:.0f} minutes of one core."
-    return f"{said}{'' if gpus else ' No record of a GPU stands here yet.'}\n\n{table(head, rows, 'cost')}"
+    if not gpus:
+        said, head, rows = f"{said} No record of a GPU stands here yet.", head[:-1], [row[:-1] for row in rows]
+    return f"{said}\n\n{table(head, rows, 'cost')}"
 
 
 def _range(values: Iterator[Any]) -> str:

@@ -38,7 +38,7 @@ def chapter_list(template: str, chapters: list[Chapter]) -> str:
         said = said if any(page.run.shown for page in chapter.pages) else []
         said += [_state(page) for page in chapter.pages if page.run.status != "ok"]
         before = [*chapter.guide.before, *(titles[paper] for paper in chapter.guide.after if paper in titles)]
-        said += [f"Know before: {'; '.join(before)}."] if before else []
+        said += [_ended(f"Know before: {'; '.join(before)}")] if before else []
         lines.append(
             f"1. [{as_markdown(chapter.main.title)}](../{chapter.main.docname}.ipynb). {as_markdown(' '.join(said))}"
         )
@@ -164,6 +164,11 @@ def _outcome(chapter: Chapter, claim: Claim, preset: str) -> Raw:
 
 def _state(page: Page) -> str:
     """What a reader must know of a run that is not good, as a sentence."""
-    name = "" if page.main else f"{page.title}: "
+    name = "" if page.main else f"{_ended(page.title)} "
     words = {"not run": "Not run.", "stale": "Stale."}.get(page.run.status, f"Run failed: {page.run.status}.")
     return name + words
+
+
+def _ended(sentence: str) -> str:
+    """A text with a full stop, where it has no sign of its own at its end."""
+    return sentence if sentence.endswith((".", "?", "!")) else f"{sentence}."

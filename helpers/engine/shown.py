@@ -4,6 +4,7 @@ import ast
 import base64
 import hashlib
 import re
+import struct
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -16,8 +17,10 @@ FIGURE = re.compile(
 )
 EMBEDDED = re.compile(r'src="data:image/png;base64,([^"]+)"')
 ALT = re.compile(r'alt="([^"]*)"')
-BESIDE = {"The data", "Claims", "Run card"}  # sections whose code is not the method
+# sections whose code is not the method
+BESIDE = {"The data", "The experiment", "Claims", "What would make it fail", "Run card"}
 FILES = {"write_text", "write_bytes", "savez", "savez_compressed", "save_file", "rmtree"}
+LONGEST_CAPTION = 200  # characters; after a name in small letters a list of numbers may follow
 NOTES = {"metric", "claim", "figure"}  # methods of a run that note a number; what was computed stands above them
 
 
@@ -81,16 +84,16 @@ def with_captions(notebook: Notebook, folder: Path, address: str) -> tuple[Noteb
         content = base64.b64decode(found[1])
         name = f"{hashlib.sha256(content).hexdigest()[:16]}.png"
         (folder / name).write_bytes(content)
-        return f'src="{address}/{name}"'
+        width, height = struct.unpack(">II", content[16:24])  # as every PNG file says in its first block
+        return f'src="{address}/{name}" width="{width}" height="{height}" loading="lazy"'
 
     def captioned(found: re.Match[str]) -> str:
         start, name, body, link = found.groups("")
         images[name] = EMBEDDED.sub(stored, body)
         alt = ALT.search(body)
         said = first_sentence(unescape(alt[1])) if alt else ""
-        return (
-            f"{start}{images[name]}<figcaption><b>Figure {len(images)}.</b> {text(said)} {link}</figcaption></figure>"
-        )
+        caption = f"<figcaption><b>Figure {len(images)}.</b> {text(said)} {link}</figcaption>"
+        return f"{start}<div>{images[name]}</div>{caption}</figure>"  # the theme hides a caption beside an unseen image
 
     cells = list(notebook["cells"])
     for index, output, html in _html_outputs(notebook):
@@ -101,8 +104,9 @@ def with_captions(notebook: Notebook, folder: Path, address: str) -> tuple[Noteb
 
 
 def first_sentence(said: str) -> str:
-    """Return a text up to the end of its first sentence, with a full stop."""
-    return re.split(r"(?<=[a-z)%])\. (?=[A-Z0-9])", said, maxsplit=1)[0].rstrip(".") + "."
+    """Return a text up to the end of its first sentence, with a full stop; a long one ends at the first full stop."""
+    first = re.split(r"(?<=[a-z)%])\. (?=[A-Z0-9])", said, maxsplit=1)[0]
+    return (first if len(first) <= LONGEST_CAPTION else first.split(". ")[0]).rstrip(".") + "."
 
 
 def _html_outputs(notebook: Notebook) -> Iterator[tuple[int, dict, str]]:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from helpers.claims import Claim, claims_table
 from helpers.record import Outcome
@@ -294,6 +295,16 @@ def run_build(runs: Path, out: Path, root: Path) -> subprocess.CompletedProcess:
     return subprocess.run([*command, "--root", str(root)], capture_output=True, text=True)
 
 
+def pytest_collection_modifyitems(items):
+    """With `-n 2 --dist loadgroup`, tests that share what is slow to make run in one process."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            made = "bad" if "bad_book" in item.fixturenames else "fixture"
+            if "REPRODUCTIONS_STAGED_RUNS" in os.environ and "book" in item.fixturenames:
+                made = item.callspec.params["seen"] if "seen" in item.fixturenames else "book"
+            item.add_marker(pytest.mark.xdist_group(made))
+
+
 @pytest.fixture(scope="session")
 def build():
     """`build(runs, out, root)` runs the build as a user does."""
@@ -344,9 +355,13 @@ def book(request, tmp_path_factory):
     staged = os.environ.get("REPRODUCTIONS_STAGED_RUNS")
     if not staged:
         return request.getfixturevalue("fixture_book")
-    out = tmp_path_factory.mktemp("staged-book") / "html"
-    done = run_build(Path(staged), out, ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = folder / "staged-book" / "html"
+    with FileLock(folder / "staged-book.lock"):  # one process renders it, another waits
+        if not out.is_dir():
+            done = run_build(Path(staged), out, ROOT)
+            assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 

@@ -3,7 +3,7 @@
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urldefrag
+from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
@@ -20,15 +20,22 @@ LOADED = {
     "audio": "src",
     "embed": "src",
 }
+HOME, HEAVIEST = 1e6, 3e6  # bytes that the first page, and any other, may load
 CDN = re.compile(r"unpkg\.com|jsdelivr|cdnjs|googleapis|gstatic|cloudflare", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
-def pages(book):
-    """All pages of the book, parsed; the start page only forwards."""
-    paths = [p for p in sorted(book.rglob("*.html")) if p != book / "index.html" and "_static" not in p.parts]
-    assert len(paths) > 7
-    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in paths}
+def paths(book):
+    """All pages of the book, the large ones first; the start page only forwards."""
+    found = [p for p in book.rglob("*.html") if p != book / "index.html" and "_static" not in p.parts]
+    assert len(found) > 7
+    return sorted(found, key=lambda path: -path.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def pages(paths):
+    """All pages of the book, parsed."""
+    return {path: BeautifulSoup(path.read_text(), "html.parser") for path in sorted(paths)}
 
 
 @contextmanager
@@ -37,10 +44,11 @@ def new_tab(browser):
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(120_000)  # a busy machine is slow and not wrong
     page = context.new_page()
-    page.problems, page.left = [], []
+    page.problems, page.left, page.loaded = [], [], set()
     page.on("console", lambda m: m.type in ("error", "warning") and page.problems.append(m.text))
     page.on("pageerror", lambda e: page.problems.append(str(e)))
     page.on("requestfailed", lambda r: page.problems.append(f"failed: {r.url[:200]}"))
+    page.on("request", lambda r: r.url.startswith("file:") and page.loaded.add(r.url.partition("?")[0]))
     page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:")) or page.left.append(r.url))
     page.on("dialog", lambda d: (page.problems.append(f"dialog: {d.message}"), d.dismiss()))
     yield page
@@ -70,7 +78,8 @@ CUT = """() => {
   return [...document.querySelectorAll(".bd-article *")].filter((box) => {
     if (box.clientWidth < 2 || !box.checkVisibility()) return false;
     if (inside(box, "svg, mjx-container, select, table.stacks thead")) return false;
-    const outside = box.getBoundingClientRect().right > innerWidth + 1 && !box.closest(".scrolls");
+    const { left, right } = box.getBoundingClientRect();
+    const outside = left < -1 || (right > innerWidth + 1 && !box.closest(".scrolls"));  // nothing scrolls to the left
     const clips = box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).overflowX !== "visible";
     return outside || (clips && !hinted(box));
   }).map((box) => `${box.tagName}.${box.className} ${box.scrollWidth}: ${box.textContent.trim().slice(0, 60)}`);
@@ -95,12 +104,13 @@ def name(path, book):
 # A page has thousands of elements that look alike: a block is left out when all that is in it was seen twice before.
 FEWER = """() => {
   const kinds = new Map();
-  const kind = (one) => [one.tagName, one.className.baseVal ?? one.className, !one.textContent.trim(),
+  const style = (one) => (one.closest("mjx-container") ? "" : one.className.baseVal ?? one.className);  // a glyph each
+  const kind = (one) => [one.tagName, style(one), !one.textContent.trim(),
     ...[...one.attributes].map((attribute) => attribute.name)].join(" ");
   const blocks = "p, li, tr, dl.py, .cell, mjx-container, div.highlight span[class]";
-  for (const block of document.querySelectorAll(`.bd-article :is(${blocks})`)) {
+  for (const block of document.querySelectorAll(`:is(.bd-article, nav) :is(${blocks})`)) {
     if (!block.isConnected || block.closest("summary, a, button, label")) continue;
-    if (block.querySelector("img, input, button, select, iframe")) continue;
+    if (block.querySelector("img, input, select, iframe")) continue;
     const inside = [kind(block.parentElement) + " > " + kind(block), ...[...block.querySelectorAll("*")].map(kind)];
     if (inside.every((one) => kinds.get(one) >= 2)) block.remove();
     else for (const one of new Set(inside)) kinds.set(one, (kinds.get(one) ?? 0) + 1);
@@ -115,25 +125,34 @@ AXE = """async ([mode, options]) => {
 }"""
 EVERY_RULE = {"rules": {"label-content-name-mismatch": {"enabled": True}}}
 # In each theme a figure shows the image made for it, and nothing of another colour lies behind it.
-FIGURES = """(mode) => {
+FIGURES = """async (mode) => {
   document.documentElement.dataset.theme = mode;
+  for (const image of document.images) {
+    if (!image.checkVisibility()) continue;
+    image.loading = "eager";
+    await image.decode().catch(() => null);
+  }
   const seen = (image) => getComputedStyle(image).display !== "none" && image.complete && image.naturalWidth > 0;
   const bright = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).every((part) => part > 200);
   return [...document.querySelectorAll("figure.repro-figure")].filter((figure) => {
     const right = [...figure.querySelectorAll("img")].every((image) => seen(image) === image.matches(`.only-${mode}`));
     const box = getComputedStyle(figure.closest(".output") ?? figure).backgroundColor;  // or on a page of prose
-    return !right || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
+    const told = figure.querySelector("figcaption")?.checkVisibility() ?? true;
+    return !right || !told || box !== "rgba(0, 0, 0, 0)" || bright !== (mode === "light");
   }).map((figure) => `${mode}: ${figure.id}`);
 }"""
 
 
-def look(tab, path, page):
+BROKEN = "mjx-merror, mjx-container [style*='color: red']"  # a macro that MathJax does not know is red
+
+
+def look(tab, path):
     """What is wrong on a page, by kind; one load of it serves every check."""
     visit(tab, path)
     wrong = {"loading": [*tab.problems, *(f"request to {url}" for url in tab.left)]}
     wrong["loading"] += [] if tab.locator("h1").count() else ["no title"]
-    drawn, broken = tab.locator("mjx-container").count(), tab.locator("mjx-merror").count()
-    if broken or drawn < len(page.select(".math")):
+    drawn, broken = tab.locator("mjx-container").count(), tab.locator(BROKEN).count()
+    if broken or drawn < tab.locator(".math").count():
         wrong["loading"].append(f"math: {drawn} drawn, {broken} bad")
     settle(tab, 390)
     width = tab.evaluate("document.documentElement.scrollWidth")
@@ -141,10 +160,14 @@ def look(tab, path, page):
     wrong["width"] += [f"cut on a phone: {said}" for said in tab.evaluate(CUT)]
     settle(tab, 1440)
     wrong["width"] += tab.evaluate(SIDEWAYS)
-    wrong["figures"] = [said for mode in ("light", "dark") for said in tab.evaluate(FIGURES, mode)]
+    wrong["figures"] = tab.evaluate(FIGURES, "light")
+    weight = sum(Path(unquote(urlsplit(url).path)).stat().st_size for url in tab.loaded)  # with one theme's figures
+    allowed = HOME if path.name == "index.html" else HEAVIEST
+    wrong["weight"] = [f"{weight / 1e6:.2f} MB of {allowed / 1e6:.0f}"] if weight >= allowed else []
+    wrong["figures"] += tab.evaluate(FIGURES, "dark")
     wrong["axe"] = barriers(tab)
-    tab.problems.clear()
-    tab.left.clear()
+    for noted in (tab.problems, tab.left, tab.loaded):
+        noted.clear()
     return wrong
 
 
@@ -156,13 +179,13 @@ def barriers(tab):
     return [said for mode in modes for said in tab.evaluate(AXE, list(mode))]
 
 
-@pytest.fixture(scope="module")
-def seen(browser, book, pages):
-    """What is wrong on every page, by kind: one line each."""
-    found = {kind: [] for kind in ("loading", "width", "figures", "axe")}
+@pytest.fixture(scope="module", params=["every other page", "the rest"])
+def seen(request, browser, book, paths):
+    """What is wrong on the pages, by kind: one line each. Two processes can look at half of them each."""
+    found = {kind: [] for kind in ("loading", "width", "weight", "figures", "axe")}
     with new_tab(browser) as tab:
-        for path, page in pages.items():
-            for kind, wrong in look(tab, path, page).items():
+        for path in paths[request.param == "the rest" :: 2]:
+            for kind, wrong in look(tab, path).items():
                 found[kind] += [f"{name(path, book)}: {said}" for said in wrong]
     return found
 
@@ -185,6 +208,10 @@ def test_axe_finds_nothing_on_any_page_in_light_or_dark(seen):
     assert not seen["axe"], "\n".join(seen["axe"])
 
 
+def test_no_page_is_heavy(seen):
+    assert not seen["weight"], "\n".join(seen["weight"])
+
+
 PLANTED = """() => {
   const article = document.querySelector(".bd-article > section");
   article.insertAdjacentHTML("beforeend", "<p>plain</p>".repeat(5) + "<p><em>plain</em></p>".repeat(5));
@@ -202,8 +229,8 @@ def test_axe_still_finds_what_is_planted_among_blocks_that_look_alike(tab, fixtu
     assert "dark: color-contrast" in found and found.count("\n") == 4, found
 
 
-def test_figures_follow_the_theme(pages, seen):
-    assert any(page.select("figure.repro-figure") for page in pages.values()), "no page of this book has a figure"
+def test_figures_follow_the_theme(paths, seen):
+    assert any("repro-figure" in path.read_text() for path in paths), "no page of this book has a figure"
     assert not seen["figures"], "\n".join(seen["figures"])
 
 
@@ -447,6 +474,8 @@ def test_a_folded_answer_opens(tab, book, pages):
 def test_how_a_claim_is_measured_is_folded_and_opens_by_keyboard(tab, fixture_book):
     visit(tab, fixture_book / "notebooks" / "good_coin" / "good_coin.html")
     row = tab.locator("table.claims tbody tr").first
+    tab.locator(".all-runs > summary").focus()
+    tab.keyboard.press("Enter")
     said = row.get_by_text("share of heads, mean over throws")
     assert row.get_by_text("Heads are more frequent").is_visible() and not said.is_visible()
     row.locator("summary").focus()

@@ -1,12 +1,16 @@
 """Whatever is killed, deleted or full: a rerun does what is missing, records are whole or absent, failures are named.
 
-The long test runs with REPRODUCTIONS_LONG_FAULTS=1 (`make test-faults`).
+The two long tests run with REPRODUCTIONS_LONG_FAULTS=100 (`make test-faults`).
+A smaller number, at least 10, makes their sweeps smaller.
 """
 
 import hashlib
 import http.server
+import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +24,7 @@ import yaml
 from batch import environment, make_checkout, processes_in, snakemake, start, stop_all, write_sweep
 
 from helpers.data import DataUnavailableError, fetch
+from helpers.engine.judge import judge
 from helpers.engine.plan import failures
 from helpers.engine.sweep import plan
 from helpers.record import Record
@@ -31,7 +36,8 @@ time.sleep(float(os.environ.get("PAUSE", "0")))
 with open(os.environ["EXECUTIONS"], "a") as notes:
     notes.write(f"{bias} {seed}\\n")
 """
-LONG = pytest.mark.skipif(not os.environ.get("REPRODUCTIONS_LONG_FAULTS"), reason="long: make test-faults")
+SIZE = int(os.environ.get("REPRODUCTIONS_LONG_FAULTS") or 0)
+LONG = pytest.mark.skipif(not SIZE, reason="long: make test-faults")
 
 
 @pytest.fixture
@@ -69,6 +75,18 @@ def end(process: subprocess.Popen) -> None:
     process.wait(60)
 
 
+def assert_whole(root, runs) -> None:
+    """Every record that is there is complete, of its run, and its status agrees."""
+    for run in runs:
+        place = run.place(root / "runs")
+        if place.with_suffix(".json").exists():
+            record = Record.read(place.with_suffix(".json"))
+            assert record.seed == run.seed and record.changed == run.changed
+        status = place.with_suffix(".status.json")
+        told = json.loads(status.read_text()) if status.exists() else {"status": "not run", "finished": None}
+        assert told["status"] != "ok" or (told["finished"] and place.with_suffix(".json").exists())
+
+
 @pytest.mark.slow
 def test_a_killed_snakemake_leaves_an_orphan_that_is_not_executed_twice(root):
     write_sweep(root, "bias", "heads", {"bias": [0.6]}, "0-1")
@@ -97,7 +115,7 @@ def test_a_killed_snakemake_leaves_an_orphan_that_is_not_executed_twice(root):
     assert "Nothing to be done" in again.stderr + again.stdout
 
 
-@LONG
+@pytest.mark.slow
 def test_two_batches_in_one_folder_execute_nothing_twice(root):
     write_sweep(root, "bias", "heads", {"bias": [0.6]}, "0-1")
     command = ["helpers.engine.cli", "sweep", "bias", "--cores", "1"]
@@ -178,3 +196,102 @@ def test_a_download_that_is_cut_half_way_leaves_nothing_and_the_next_one_is_whol
     finally:
         server.shutdown()
         server.server_close()
+
+
+def _below(process: subprocess.Popen) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def _unlock(root) -> None:
+    if any((root / ".snakemake" / "locks").glob("*")):
+        assert snakemake(root, "--unlock").returncode == 0
+
+
+def _finish(root, name, limit=20) -> int:
+    """Start a sweep until it is complete; return how often that was."""
+    for count in range(1, limit + 1):
+        _unlock(root)
+        done = start(root, "helpers.engine.cli", "sweep", name, "--cores", "2", **variables(root))
+        said = done.communicate(timeout=1800)[0]
+        if done.returncode == 0:
+            return count
+        assert "failed" in said or "not complete" in said or "lock" in said, said
+    raise AssertionError("the batch does not come to its end")
+
+
+KINDS = {"ipykernel": "kernel", "snakemake": "scheduler", "helpers.engine.cli run": "runner", "spawn_main": "papermill"}
+
+
+def _kill_one(batch: subprocess.Popen, dice: random.Random) -> str | None:
+    """SIGKILL to one process of a batch; return what it was, or None when there was none."""
+    with suppress(psutil.NoSuchProcess, IndexError):
+        victim = dice.choice(_below(batch))
+        words = " ".join(victim.cmdline())
+        victim.send_signal(signal.SIGKILL)
+        return next((kind for part, kind in KINDS.items() if part in words), "other")
+    return None
+
+
+def _kill_schedulers(root) -> None:
+    for process in processes_in(root):
+        words = process.info["cmdline"] or []
+        if "sweep" in words or "snakemake" in words[:3]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _good(root, runs) -> dict[str, bytes]:
+    """The records of the runs that ended well."""
+    places = [run.place(root / "runs") for run in runs if judge(run.notebook, run.place(root / "runs")).status == "ok"]
+    return {str(place): place.with_suffix(".json").read_bytes() for place in places}
+
+
+@LONG
+def test_twenty_random_kills_of_a_batch_lose_nothing(root):
+    """SIGKILL to a random process of the batch: scheduler, runner, papermill's process or kernel."""
+    write_sweep(root, "bias", "heads", {"bias": [round(0.5 + i / 100, 2) for i in range(SIZE // 10)]}, "0-3")
+    _, runs = plan("bias", root)
+    dice, killed, good, begun = random.Random(18), Counter(), {}, time.perf_counter()
+    while killed.total() < 20:
+        _unlock(root)
+        command = ["helpers.engine.cli", "sweep", "bias", "--cores", "2"]
+        batch = start(root, *command, **variables(root, PAUSE="1"))
+        threading.Thread(target=batch.communicate, daemon=True).start()
+        wait_for(lambda batch=batch: len(_below(batch)) > 1 or batch.poll() is not None)
+        assert batch.poll() != 0, "the batch was complete before it was killed twenty times"
+        for _ in range(2):
+            time.sleep(dice.uniform(0, 6))
+            if kind := _kill_one(batch, dice):
+                killed[kind] += 1
+        _kill_schedulers(root)  # the runs go on
+        assert_whole(root, runs)
+        good, before = _good(root, runs), good
+        assert before.items() <= good.items(), "a finished run was lost or executed again"
+        print(f"{dict(killed)}, {len(good)} finished", flush=True)
+    starts = _finish(root, "bias")
+    assert_whole(root, runs)
+    assert good.items() <= _good(root, runs).items()
+    assert failures(runs, root / "runs") == []
+    print(f"killed: {dict(killed)}, then {starts} start(s), {time.perf_counter() - begun:.0f} s")
+    print(f"executions of {len(runs)} runs that came to the toss: {noted(root).total()}")
+
+
+@LONG
+def test_a_sweep_of_a_hundred_runs_resumes_after_the_scheduler_is_killed(root):
+    write_sweep(root, "bias", "heads", {"bias": [round(0.5 + i / 100, 2) for i in range(SIZE // 4)]}, "0-3")
+    _, runs = plan("bias", root)
+    begun, kills = time.perf_counter(), 0
+    for share in (0.2, 0.5, 0.8):
+        batch = start(root, "snakemake", "-c2", "--config", "sweep=bias", **variables(root))
+        threading.Thread(target=batch.communicate, daemon=True).start()
+        wait_for(lambda share=share: sum(noted(root).values()) >= share * len(runs), 3600)
+        kills += batch.poll() is None
+        end(batch)
+        assert snakemake(root, "--unlock").returncode == 0
+    assert _finish(root, "bias") == 1
+    assert set(noted(root).values()) == {1} and len(noted(root)) == len(runs)
+    assert_whole(root, runs)
+    assert failures(runs, root / "runs") == []
+    print(f"{len(runs)} runs, {kills} kills of the scheduler, {time.perf_counter() - begun:.0f} s, none executed twice")

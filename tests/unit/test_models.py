@@ -1,6 +1,7 @@
 """Models by name: bundled weights, a local folder, and what is refused."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from helpers import models
 from helpers.logprobs import selected_logprobs
-from helpers.models import load_classifier, load_encoder, load_lm, packaged
+from helpers.models import LanguageModel, load_classifier, load_encoder, load_lm, packaged
 
 
 def test_packaged_files_are_found_without_importing():
@@ -46,6 +47,25 @@ def test_converted_weights_equal_the_packaged_ones(tmp_path, monkeypatch):
 def test_a_local_folder_loads(tiny_lm):
     assert not tiny_lm.model.training and not any(p.requires_grad for p in tiny_lm.model.parameters())
     assert tiny_lm.tokenizer.padding_side == "left" and tiny_lm.tokenizer.pad_token_id is not None
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (lambda input_ids, past_key_values=None, use_cache=None: None, "past_key_values"),  # transformers 5.23
+        (lambda input_ids, cache=None, use_cache=None: None, "cache"),  # transformers 5.24
+    ],
+)
+def test_a_cache_has_the_name_that_the_model_knows_it_by(forward, name):
+    lm = LanguageModel(model=SimpleNamespace(forward=forward), tokenizer=None, name="either", digest="")
+    assert lm.cache_name == name
+
+
+def test_what_a_model_gives_has_its_cache_by_that_name(tiny_lm):
+    ids = torch.tensor([[3, 4, 5]])
+    first = tiny_lm.model(ids[:, :2], use_cache=True)
+    rest = tiny_lm.model(ids[:, 2:], **{tiny_lm.cache_name: first[tiny_lm.cache_name]}, use_cache=True)
+    torch.testing.assert_close(rest.logits[:, -1], tiny_lm.model(ids).logits[:, -1])
 
 
 def test_pickled_weights_are_refused(tiny_lm, tmp_path):

@@ -8,7 +8,6 @@ cores are at least 1.8 times as fast as one. --order names the parts and their o
     python -m benchmarks.batch_overhead                          # the whole book
     python -m benchmarks.batch_overhead rm_bench/leaderboard seakr/released_code
 
-Whole chapters only can be named to Snakemake, so notebooks are restricted by a copy of the checkout that lacks others.
 Writes `benchmarks/results/batch_overhead.json`.
 """
 
@@ -23,22 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from helpers.engine.judge import notebooks_by_name
+from helpers.engine.plan import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+RENDERED = ("--runs", "runs/reduced/seed-0", "--out", "_build/reduced/html")
 DIRECT = "import papermill, sys; papermill.execute_notebook(*sys.argv[1:3], cwd=sys.argv[3], progress_bar=False)"
 
 
-def copy_of_checkout(folder: Path, names: list[str]) -> Path:
-    """A checkout with these notebooks alone; a chapter whose main notebook is not named keeps only its studies."""
+def copy_of_checkout(folder: Path) -> Path:
+    """The tracked files, as they lie here."""
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    kept = {str(path.relative_to(ROOT)) for path in (notebooks_by_name(ROOT / "notebooks")[name] for name in names)}
-    papers = {Path(path).parts[1] for path in kept}
     for name in filter(None, tracked.split("\0")):
-        parts = Path(name).parts
-        chapter = parts[0] == "notebooks" and len(parts) > 2
-        if chapter and (parts[1] not in papers or (name.endswith(".ipynb") and name not in kept)):
-            continue
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
@@ -51,7 +46,7 @@ def timed(command: list[str], checkout: Path, **more: str) -> dict[str, float]:
     Raises:
         RuntimeError: it failed; the message has its last lines.
     """
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_RUNS")}
+    variables = {k: v for k, v in os.environ.items() if k not in ("REPRODUCTIONS_RUNS", "PYTHONDONTWRITEBYTECODE")}
     variables |= ONE_THREAD | {"PYTHONPATH": str(checkout)} | more
     before = os.times()
     done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True)
@@ -73,24 +68,28 @@ def direct(checkout: Path, names: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def batch(checkout: Path, cores: int) -> dict[str, float]:
-    """Seconds of a batch from an empty folder to the rendered book."""
+def batch(checkout: Path, names: list[str], cores: int) -> dict[str, float]:
+    """Seconds of a batch from an empty folder to the rendered book; pages whose notebook is not named say "not run"."""
     for name in ("runs", "_build", ".snakemake"):
         shutil.rmtree(checkout / name, ignore_errors=True)
-    return timed([sys.executable, "-m", "snakemake", f"-c{cores}"], checkout)
+    paths = notebooks_by_name(checkout / "notebooks")
+    places = [Run(paths[name], "reduced", 0).place(Path("runs")) for name in names]
+    run = timed([sys.executable, "-m", "snakemake", f"-c{cores}", *(f"{place}.verified" for place in places)], checkout)
+    book = timed([sys.executable, "-m", "helpers.engine.cli", "book", *RENDERED], checkout)
+    return {key: run[key] + book[key] for key in run}
 
 
 def measure(names: list[str], order: list[str]) -> dict[str, Any]:
     """Measure the parts in their order, and put them in relation."""
     with tempfile.TemporaryDirectory() as folder:
-        checkout = copy_of_checkout(Path(folder), names)
+        checkout = copy_of_checkout(Path(folder))
         parts, by_name, load = {}, {}, {}
         for part in order:
             if part == "direct":
                 by_name = direct(checkout, names)
                 parts[part] = {key: sum(one[key] for one in by_name.values()) for key in ("wall_s", "processor_s")}
             else:
-                parts[part] = batch(checkout, int(part))
+                parts[part] = batch(checkout, names, int(part))
             load[part] = os.getloadavg()[0]
             said = ", ".join(f"{key} {value:.1f}" for key, value in parts[part].items())
             print(f"{part}: {said}, load {load[part]:.1f}", flush=True)

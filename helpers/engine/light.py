@@ -1,0 +1,19 @@
+"""Pages load what they show: MathJax where there is an equation. An extension of Sphinx, named in `_config.yml`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+def _without_unused_math(app: "Sphinx", pagename: str, _template: str, context: dict[str, Any], _doctree: Any) -> None:
+    """Take MathJax from a page without an equation; Sphinx puts it also on the pages above one that has an equation."""
+    if not app.env.get_domain("math").data["has_equations"].get(pagename):
+        scripts = context["script_files"]
+        scripts[:] = [one for one in scripts if "mathjax" not in str(getattr(one, "filename", ""))]
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("html-page-context", _without_unused_math, priority=900)  # after Sphinx has put it there
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
