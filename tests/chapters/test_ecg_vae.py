@@ -1,6 +1,7 @@
 """Generated beats of the chapter ecg_vae: golden values, parity with packages and plain loops, errors, sabotage."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,6 @@ MAIN = (
 LABELS = (
     *(
         "first",
-        "two_classes",
         "beside",
         "shuffled",
         "columns",
@@ -60,8 +60,16 @@ SCHEDULES = {  # golden values of the pilot's schedules at ten points, beta 1
     "C": [0.0, 0.8, 1.0, 1.0, 0.0, 0.4, 0.0, 0.4, 1.0, 0.0],
 }
 SIZES = {
-    **{"latents": 4, "hidden": 8, "encoder": "perceptron", "steps": 40, "batch_size": 16, "learning_rate": 2e-3},
-    **{"n_seeds": 2, "n_boosts": 1, "n_labels": 300, "n_train": 300, "CNN_STEPS": 30},
+    **{
+        "preset": "public",
+        "latents": 4,
+        "hidden": 8,
+        "encoder": "perceptron",
+        "steps": 40,
+        "batch_size": 16,
+        "learning_rate": 2e-3,
+    },
+    **{"n_seeds": 2, "n_labels": 300, "n_train": 300, "CNN_STEPS": 30},
     **{"tqdm": lambda x, **_: x, "display": lambda x: x},
 }
 
@@ -94,7 +102,18 @@ def test_both_notebooks_hold_the_same_method():
     shared = (
         *("kl-and-misfit", "beta-schedule", "principal", "pca-rebuilt", "arm", "stack-class", "starting-weights"),
         *("stack-methods", "convolved", "encode", "decode", "prepared", "prepare", "fitted", "validate", "descend"),
-        *("train", "world", "dower-matrix", "factors", "draw-factors", "waves", "rotations", "project-leads"),
+        *(
+            "run-steps",
+            "kept",
+            "train",
+            "world",
+            "dower-matrix",
+            "factors",
+            "draw-factors",
+            "waves",
+            "rotations",
+            "project-leads",
+        ),
         *("patients", "seen-heart", "draw-patients"),
     )
     assert [name for name in shared if cells[0][name] != cells[1][name]] == []
@@ -207,6 +226,28 @@ def test_stack_equals_plain_networks(nb):
             torch.testing.assert_close(found[0, i], wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_gradients_are_those_of_the_loss_written_out(name):
+    nb, g = lifted(name, (*SHARED, "descend")), torch.Generator().manual_seed(0)
+    arms = [nb.Arm("AE"), nb.Arm("SAE"), nb.Arm("C", 3.0)]
+    stack = nb.Stack(arms, torch.rand(1, 10, generator=g) + 0.5, torch.eye(10)[None], g)
+    for value in stack.w.values():  # away from the start
+        value.data += 0.1 * torch.randn(value.shape, generator=g)
+    x, beta = torch.randn(1, 1, 7, 10, generator=g), torch.tensor([0.0, 0.0, 3.0])
+    noise, loss = torch.randn(1, 3, 7, 4, generator=g), 0
+    for i, arm in enumerate(arms):
+        mu, logvar, _ = plain(stack, i, arm, x[0, 0])
+        z = mu if arm.kind == "AE" else mu + noise[0, i] * (0.5 * logvar).exp()
+        rebuilt = nb.decode(stack, z.expand(1, 3, 7, 4))[0, i]
+        error = (100 * (x[0, 0] - rebuilt)).square().sum(1) / (2 * nb.SIGMA**2)
+        kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+        loss = loss + 0.01 * (error + beta[i] * kl).mean()
+    wanted = torch.autograd.grad(loss, list(stack.w.values()), allow_unused=True)
+    nb.descend(stack, torch.optim.SGD(stack.parameters(), 0.0), x, beta, noise)
+    for (key, value), grad in zip(stack.w.items(), wanted, strict=True):
+        torch.testing.assert_close(value.grad, grad, atol=1e-4, rtol=1e-4, msg=key)
+
+
 def test_stacks_start_at_pca(nb):
     x = torch.randn(60, 200, generator=torch.Generator().manual_seed(0)) * torch.linspace(300, 1, 200)
     mean, axes = nb.principal(x, 64)
@@ -301,6 +342,29 @@ def test_an_error_that_is_no_number_stops_the_training(nb):
     data.held_out[0][0, 0] = float("nan")
     with pytest.raises(ValueError, match="not a number: AE, SAE"):
         nb.train(data, [nb.Arm("AE"), nb.Arm("SAE")], "spoilt")
+
+
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_a_training_of_the_preset_full_is_kept(name, tmp_path):
+    """The second start takes what the first one kept, number for number; other beats or arms are trained anew."""
+
+    class FullRun(FakeRun):
+        path, parameters = tmp_path / "seed-0.json", {"preset": "full"}
+
+    given = {"run": FullRun(), "preset": "full", "getsource": lambda f: f.__qualname__}
+    g = torch.Generator().manual_seed(0)
+    nb, beats = lifted(name, SHARED, **given), [torch.randn(60, 752, generator=g) * 50 for _ in range(2)]
+    data, other, arms = nb.prepare(beats[:1]), nb.prepare(beats[1:]), [nb.Arm("AE"), nb.Arm("C", 1.0)]
+    first = nb.train(data, arms, "kept", 20)
+    again = lifted(name, SHARED, **given, run_steps=None)
+    second = again.train(data, arms, "kept", 20)
+    assert torch.equal(first.curves, second.curves) and torch.equal(first.nats, second.nats)
+    assert torch.equal(first.codes(beats[0], 0)[0], second.codes(beats[0], 0)[0])
+    for changed in ((other, arms, "kept", 20), (data, arms[:1], "kept", 20), (data, arms, "kept", 21)):
+        with pytest.raises(TypeError):  # it would have to be trained
+            again.train(*changed)
+    plain = lifted(name, SHARED).train(data, arms, "kept", 20)
+    assert torch.equal(plain.curves, first.curves)
 
 
 def table(**columns):
@@ -416,6 +480,53 @@ def test_the_network_is_tuned_for_each_repetition(labels, small):
         labels.held_out_loss(lambda x, s: x.mean((2, 3)) * np.nan, *spoilt)
 
 
+def test_the_first_patients_keep_what_is_theirs(labels, small):
+    _, known, _ = small
+    part = labels.first(known, 30)
+    assert torch.equal(part.beats, known.beats[:30]) and (part.label == known.label[:30]).all()
+    assert (part.summary == known.summary[:30]).all() and (part.factors["d"] == known.factors["d"][:30]).all()
+
+
+def test_a_placebo_must_be_worse():
+    labels = lifted("labels", ["worse"], MARGIN=0.005)
+    assert labels.worse(Estimate(-0.006, -0.01, -0.001, 5))
+    for value, low, high in ((-0.006, -0.02, 0.001), (-0.004, -0.0045, -0.001), (0.006, 0.001, 0.01)):
+        assert not labels.worse(Estimate(value, low, high, 5))
+
+
+def test_the_network_of_a_repetition_is_the_one_that_validates_best(labels, small):
+    """Each repetition takes the logits of its own best network of the grid."""
+    _, known, test = small
+    losses = iter([torch.tensor([1.0, 3.0]), torch.tensor([2.0, 2.0])])
+    made = iter([torch.zeros(2, 5), torch.ones(2, 5)])
+    net = lifted(
+        "labels",
+        ["tuned_cnn"],
+        train_cnn=lambda *_: (None, next(losses)),
+        logits_of=lambda *_: next(made),
+    )
+    assert net.tuned_cnn([known, known], [test, test], grid=[(1, 1), (2, 2)]).tolist() == [[0.0] * 5, [1.0] * 5]
+
+
+def test_the_network_does_not_train_on_the_patients_that_stop_it(small):
+    """The same weights at the last check, whatever the last fifth of the patients is like."""
+
+    def trained(spoil: bool) -> dict:
+        losses = itertools.count(0, -1)  # each check is better than the one before
+        nb = lifted(
+            "labels", ["train_cnn", "network_inputs"], held_out_loss=lambda *_: torch.tensor([float(next(losses))])
+        )
+        x, s, y = (part.clone() for part in nb.network_inputs([small[1]], [small[1]], True))
+        if spoil:
+            x[:, 400:], s[:, 400:], y[:, 400:] = 7.0, 7.0, 1 - y[:, 400:]
+        net, loss = nb.train_cnn((x, s, y), 8, 4e-3, "rows")
+        assert float(loss) == -9  # ten checks
+        return net.state_dict()
+
+    one, other = trained(False), trained(True)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_conditions_make_a_claim_inconclusive(labels):
     scores = pd.DataFrame({"a": [0.6, 0.7], "b": [0.9, 0.5]})
     assert labels.best_of(["a", "b"], scores) == "b"
@@ -445,8 +556,10 @@ def test_a_cohort_is_read_and_bad_beats_are_left_out(labels, tmp_path, capsys):
     people, who = labels.read_cohort(tmp_path)
     assert "2 of 250 beats are left out" in capsys.readouterr().out
     assert people.beats.shape == (248, 752) and people.summary.shape == (248, 2) and len(who) == 248
-    fold = labels.folds_of(who, np.random.default_rng(0))
+    fold = labels.folds_of(who, people.label, np.random.default_rng(0))
     assert all(len(set(fold[who == name])) == 1 for name in set(who)) and set(fold) == set(range(5))
+    ill = [len(set(who[(fold == p) & (people.label == 1)])) for p in range(5)]
+    assert max(ill) - min(ill) <= 1  # folds share the ill patients
     known = np.flatnonzero(fold != fold[5])
     part = labels.picked(people, np.array([5]), known)  # row 7 of the file
     assert part.summary[0, 1] == pytest.approx(np.nanmedian(people.summary[known, 1]))
@@ -454,7 +567,8 @@ def test_a_cohort_is_read_and_bad_beats_are_left_out(labels, tmp_path, capsys):
     frame.to_csv(tmp_path / "labels.csv", index=False)
     assert np.isnan(labels.read_cohort(tmp_path)[0].summary[7, 0])  # row 9 of the file
     for changed, said in (
-        (frame.assign(label=1), "ten patients at least"),
+        (frame.assign(label=1), "25 patients and one in twenty"),
+        (frame.assign(label=(frame.index < 40).astype(int)), "25 patients and one in twenty"),
         (frame.assign(label=2), "0 and 1 only"),
         (frame.drop(columns="label"), "a column `label`"),
         (frame.assign(patient=frame["patient"].where(frame.index > 3)), "a patient is missing"),
@@ -484,6 +598,7 @@ def test_training_has_one_beat_of_each_patient(labels):
     assert len({row % 3 for row in rows}) == 3  # not always the first
 
 
+@pytest.mark.slow
 def test_the_claims_of_a_cohort_are_judged(labels, tmp_path):
     """The preset full, scaled down: the label shows in the beat and not in the measurements."""
     write_cohort(tmp_path)
@@ -501,6 +616,29 @@ def test_intervals_of_a_cohort_are_over_patients_within_folds(labels):
     e = labels.over_patients(found, tests, who, {"a": 1, "b": -1})
     wanted = np.mean([auroc(one["a"], y) - auroc(one["b"], y) for one in found])
     assert e.value == pytest.approx(wanted) and e.low < wanted < e.high and e.n == 120
+
+
+# Larger presets, scaled down
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["gpu", "full"])
+@pytest.mark.parametrize("name", ["ecg_vae", "labels"])
+def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, name, preset):
+    values = {"n_seeds": 2, "n_train": 1000, "n_test": 500, "latents": 4, "hidden": 8, "steps": 40, "batch_size": 16}
+    claims = {"ecg_vae": {"G1", "G2", "G3", "G9", "G10", "G12"}, "labels": {"G4", "G5", "G6", "G7", "G8", "G11", "G13"}}
+    if name == "labels":
+        values |= {"n_labels": 600}
+    if (name, preset) == ("labels", "full"):
+        write_cohort(tmp_path)
+        values |= {"cohort": str(tmp_path)}
+        claims["labels"] |= {"E3", "E4", "E6"}
+    done = execute(FOLDER.resolve(), "--calibrate", notebook=name, preset=preset, parameters=values)
+    assert done.code == 0, done.err[-2000:]
+    record = json.loads(done.record.read_text())
+    assert record["complete"] and claims[name] <= set(record["claims"])
+    assert all(record["claims"][one]["verdict"] != "not testable here" for one in claims[name])
+    assert not list(done.record.parent.glob("*.work"))  # nothing is left to resume
 
 
 # The gate
