@@ -26,7 +26,7 @@ from lift import lift
 from helpers.models import load_encoder
 
 NAMES = ["encode", "read_mention", "build_base", "collect", "boolq_paragraphs", "sentences", "best_candidate"]
-NAMES += ["pieces", "start_maps", "project", "ENTITY"]
+NAMES += ["pieces", "start_maps", "project", "ENTITY", "LONGER"]
 N = 256
 
 
