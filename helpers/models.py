@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class LanguageModel:
         """Where the weights are."""
         return self.model.device
 
-    @property
+    @cached_property  # asked for at every token
     def cache_name(self) -> str:
         """Argument, and field of the output, of keys and values: `cache` since transformers 5.24, before it another."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
