@@ -1,0 +1,326 @@
+"""ARTE: the loop against plain versions, DPO against TRL's formula, 2PL against another optimiser, the error cases.
+
+Run from the checkout: `python -m pytest drafts/arte/test_arte.py` with `tests` on the path, as `tests/conftest.py` does.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.stats import rankdata, spearmanr
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fake_run import FakeRun  # noqa: E402
+from lift import lift  # noqa: E402
+
+from helpers.stats import Estimate  # noqa: E402
+
+FOLDER = "drafts/arte"
+NAMES = ["WORDS", "solve", "question_tokens", "rationale_tokens", "pack", "joined", "start_weights", "select", "Cache"]
+NAMES += ["states", "logprobs", "fit", "generate", "answer_of", "draw_questions", "episodes", "told_loss", "code_of"]
+NAMES += ["distinct", "accuracy", "one_shot", "lessons", "parse", "write", "style_of", "fit_2pl", "Pairs", "dpo_loss"]
+NAMES += ["question_pairs", "rationale_pairs", "of_drafts", "make_pairs", "sums", "orders", "dpo", "like", "tune"]
+NAMES += ["guarded", "centred", "rank_correlation", "SPAN", "recovery", "new_questions", "ties", "Data", "examples"]
+CPU = torch.device("cpu")
+RULE = [lambda v: (v + 1) % 7, lambda v: (v - 1) % 7, lambda v: 2 * v % 7, lambda v: -v % 7]
+TABLE = torch.tensor([[rule(v) for rule in RULE] for v in range(7)])
+
+
+@pytest.fixture(scope="module")
+def nb() -> SimpleNamespace:
+    given = {"run": FakeRun(), "device": CPU, "n_worlds": 2, "n_sets": 1, "n_drafts": 12, "TABLE": TABLE, "ROWS": 37}
+    given |= {"FIXED": torch.arange(24) % 4, "POOLS": torch.arange(12).view(4, 3), "found": {}}
+    given |= {"meanings": torch.arange(24).expand(2, -1) % 4}
+    return lift(f"{FOLDER}/arte.ipynb", NAMES, given)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def some(nb, generator, shape=(2, 4, 6), steps=(1, 3)) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random questions of the four tasks, and random rules for each."""
+    pool = torch.arange(12).view(4, 3)[:, None].expand(*shape, 3)
+    rules = torch.randint(0, 4, (shape[0], 24), generator=generator)
+    return nb.draw_questions(pool, steps, generator), rules
+
+
+def plain(tokens: torch.Tensor) -> list[int]:
+    return [token for token in tokens.tolist() if token]
+
+
+def slowly(nb, w, run: int, text: list[int], limit: int) -> list[int]:
+    """Greedy tokens without a cache, one text at a time."""
+    mine, said = {name: value[run : run + 1] for name, value in w.items()}, []
+    for _ in range(limit):
+        out = nb.states(mine, torch.tensor([[text + said]]))[0, 0, -1]
+        said.append(int((mine["embed"][0] @ out).argmax()))
+        if said[-1] == nb.WORDS.index("end"):
+            break
+    return said
+
+
+def test_solutions_equal_plain_arithmetic(nb, generator):
+    questions, rules = some(nb, generator, steps=(1, 4))
+    values = nb.solve(questions, rules[:, None, None].expand(-1, 4, 6, -1))
+    for at in itertools.product(range(2), range(4), range(6)):
+        v, *symbols = questions[at].tolist()
+        for place, symbol in enumerate(symbols):
+            v = RULE[rules[at[0], symbol]](v) if symbol >= 0 else v
+            assert values[at][place] == v
+
+
+def test_the_styles_say_what_they_should(nb):
+    question, rules = torch.tensor([3, 0, 2, -1, -1]), torch.tensor([0, 1, 2] + [0] * 21)
+    said = [" ".join(nb.WORDS[t] for t in plain(nb.rationale_tokens(question, rules, torch.tensor(s)))) for s in range(3)]
+    assert said == [
+        "3 s0 inc 4 s2 dbl 1 answer 1 end",
+        "3 s0 inc' 4 s2 dbl' 1 answer 1 end",
+        "3 4 1 answer 1 end",
+        "answer 1 end",
+    ]
+
+
+def test_packing_keeps_order_and_takes_others_along(nb):
+    tokens, told = torch.tensor([[0, 5, 0, 6], [7, 0, 0, 8]]), torch.tensor([[0, 1, 0, 0], [0, 0, 0, 1]])
+    right, moved = nb.pack(tokens, told)
+    assert right.tolist() == [[5, 6], [7, 8]] and moved.tolist() == [[1, 0], [0, 1]]
+    left = nb.pack(torch.tensor([[0, 5, 0, 6], [0, 0, 0, 8]]), left=True)[0]
+    assert left.tolist() == [[5, 6], [0, 8]]
+
+
+def test_answers_are_read_after_the_first_mark(nb):
+    mark, three, end = (nb.WORDS.index(word) for word in ("answer", "3", "end"))
+    rows = [[mark, three, end], [three, mark, three], [end, end, mark], [mark, end, three], [0, 0, 0], [mark, mark, three]]
+    assert nb.answer_of(torch.tensor(rows)).tolist() == [3, 3, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("text", ["3 s0", "Q 3 A end", "Q 3 s0 s1 s2 s0 A end", "Q 3 s3 A end", "Q s0 s0 A end", "Q 3 s0 A"])
+def test_malformed_questions_are_refused(nb, text):
+    said = torch.zeros(1, 4, 1, 8, dtype=torch.long)
+    said[0, 0, 0, : len(text.split())] = torch.tensor([nb.WORDS.index(word) for word in text.split()])
+    assert not nb.parse(said)[1][0, 0, 0]
+
+
+def test_a_written_question_is_read_back(nb, generator):
+    questions, _ = some(nb, generator)
+    tokens = torch.nn.functional.pad(nb.question_tokens(questions), (0, 1), value=nb.WORDS.index("end"))
+    packed = nb.pack(tokens)[0]
+    got, good = nb.parse(torch.nn.functional.pad(packed, (0, 8 - packed.shape[-1])))
+    assert good.all() and torch.equal(got, questions)
+
+
+def test_one_shot_scores_equal_a_loop_over_items(nb, generator):
+    w = nb.start_weights(2, generator)
+    questions, rules = some(nb, generator)
+    items = some(nb, generator, (2, 4, 5), (4, 4))[0]
+    style = torch.randint(0, 4, (2, 4, 6), generator=generator)
+    solved = nb.rationale_tokens(questions, rules[:, None, None].expand(2, 4, 6, -1), style)
+    demos = torch.cat([nb.question_tokens(questions), solved], -1)
+    left, asked = nb.pack(demos, left=True)[0], nb.question_tokens(items)
+    shared = nb.Cache(left.shape[-1])
+    nb.states(w, left.flatten(1, 2), shared)
+    rows = asked[:, :, None].expand(2, 4, 6, 5, -1).flatten(1, 3)
+    fast = nb.generate(w, rows, 9, shared.followed(5, 16)).unflatten(1, (4, 6, 5))
+    got, differs = nb.one_shot(w, left, items, rules), set()
+    for r, t, d, i in itertools.product(range(2), (0, 3), range(0, 6, 2), range(0, 5, 2)):
+        said = slowly(nb, w, r, plain(demos[r, t, d]) + plain(asked[r, t, i]), nb.SPAN)
+        assert said[:9] == fast[r, t, d, i].tolist()[: len(said)]
+        differs.add(tuple(said))
+        right = nb.answer_of(torch.tensor(said)) == nb.solve(items[r, t, i], rules[r])[-1]
+        assert bool(right) == bool(got[r, t, d, i])
+    assert len(differs) > 3
+
+
+def test_padding_on_the_left_changes_nothing(nb, generator):
+    w, questions = nb.start_weights(2, generator), some(nb, generator)[0]
+    got = nb.write(w, questions, nb.WORDS.index("naive"))
+    for r, t, d in itertools.product(range(2), range(4), range(0, 6, 3)):
+        text = [nb.WORDS.index("naive"), nb.WORDS.index(f"task {t}"), *plain(nb.question_tokens(questions[r, t, d]))]
+        said = slowly(nb, w, r, text, nb.SPAN)
+        assert said == got[r, t, d].tolist()[: len(said)]
+
+
+def test_runs_do_not_touch_each_other(nb, generator):
+    w, shares = nb.start_weights(3, generator), torch.tensor([[0.1, 0.6, 0.2, 0.1]] * 3)
+    tokens, told = nb.episodes(shares, 4, 3, generator)
+    together = nb.fit(w, lambda w, _: nb.told_loss(w, tokens, told), 3, lambda share: 1e-3, "")
+    alone = nb.fit(nb.select(w, [1]), lambda w, _: nb.told_loss(w, tokens[1:2], told[1:2]), 3, lambda share: 1e-3, "")
+    for name, value in alone.items():
+        assert torch.allclose(together[name][1:2], value, atol=1e-6), name
+
+
+def test_the_loss_is_that_of_each_answer_alone(nb, generator):
+    w = nb.start_weights(2, generator)
+    tokens, told = nb.lessons(torch.arange(24).expand(2, -1) % 4, 5, generator)
+    got = nb.sums(w, tokens, told)
+    for r, n in itertools.product(range(2), range(5)):
+        text = plain(tokens[r, n])
+        out = nb.states(nb.select(w, [r]), torch.tensor([[text]]))[0, 0] @ w["embed"][r].T
+        logp = out.double().log_softmax(-1)
+        want = sum(logp[i - 1, text[i]] for i in range(len(text)) if told[r, n, i])
+        assert got[r, n].item() == pytest.approx(want.item(), abs=1e-4)
+
+
+def test_dpo_equals_trls_formula(nb, generator):
+    """TRL's sigmoid loss: -logsigmoid(beta * (policy log-ratio - reference log-ratio))."""
+    for _ in range(500):
+        a, b, c, d = torch.randn(4, 3, generator=generator, dtype=torch.float64).mul(20)
+        beta = float(torch.rand(1, generator=generator))
+        logits = (a - b) - (c - d)
+        want = -torch.nn.functional.logsigmoid(beta * logits)
+        assert torch.allclose(nb.dpo_loss(a, b, c, d, beta), want, atol=1e-12)
+
+
+def test_dpo_equals_trl(nb, generator):
+    trl = pytest.importorskip("trl", reason="trl is not installed (extra peers)")
+    if not hasattr(trl.DPOTrainer, "dpo_loss"):
+        pytest.skip("this version of trl has no loss of its own to call")
+    fake = SimpleNamespace(beta=0.3, label_smoothing=0.0, loss_type=["sigmoid"], reference_free=False)
+    fake.args, fake.accelerator = SimpleNamespace(), SimpleNamespace(device=CPU)
+    a, b, c, d = torch.randn(4, 50, generator=generator)
+    assert torch.allclose(nb.dpo_loss(a, b, c, d, 0.3), trl.DPOTrainer.dpo_loss(fake, a, b, c, d)[0], atol=1e-6)
+
+
+def simulated(respondents: int, items: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    a, ability, difficulty = np.exp(0.5 * rng.normal(size=items)), rng.normal(size=respondents), rng.normal(size=items)
+    p = 1 / (1 + np.exp(-a * (ability[:, None] - difficulty)))
+    return a, rng.random(p.shape) < p
+
+
+def test_2pl_equals_another_optimiser(nb):
+    """The same posterior in float64, maximised by scipy from another start."""
+    _, y = simulated(30, 12, 0)
+
+    def loss(x):
+        ability, difficulty, log_a = np.split(x, [30, 42])
+        z = np.exp(log_a) * (ability[:, None] - difficulty)
+        prior = (ability**2).sum() / 2 + (difficulty**2).sum() / 4.5 + (log_a**2).sum() / 0.5
+        return np.logaddexp(0, z).sum() - (y * z).sum() + prior
+
+    want = minimize(loss, np.zeros(54), method="BFGS", options={"gtol": 1e-5}).x
+    a, difficulty, ability = (part[0].numpy() for part in nb.fit_2pl(torch.as_tensor(y)[None], steps=1000))
+    assert np.abs(np.log(a) - want[42:]).max() < 2e-3
+    assert np.abs(difficulty - want[30:42]).max() < 5e-3 and np.abs(ability - want[:30]).max() < 5e-3
+
+
+def test_2pl_equals_girth(nb):
+    girth = pytest.importorskip("girth", reason="girth is not installed (extra peers)")
+    _, y = simulated(400, 30, 1)
+    theirs = girth.twopl_mml(y.T.astype(int))["Discrimination"]
+    assert spearmanr(nb.fit_2pl(torch.as_tensor(y)[None])[0][0], theirs).statistic > 0.95
+
+
+def test_planted_discriminations_are_recovered_from_many_respondents_only(nb):
+    many, few = (
+        np.mean([spearmanr(a, nb.fit_2pl(torch.as_tensor(y)[None])[0][0]).statistic for a, y in (simulated(n, 100, s) for s in range(3))])
+        for n in (150, 20)
+    )
+    assert many >= 0.8 > few
+
+
+def test_items_that_all_or_none_solve_do_not_break_the_fit(nb):
+    y = torch.as_tensor(simulated(20, 10, 2)[1])
+    y[:, 0], y[:, 1] = True, False
+    assert all(torch.isfinite(part).all() for part in nb.fit_2pl(y[None]))
+    assert all(torch.isfinite(part).all() for part in nb.fit_2pl(torch.ones(1, 20, 10)))
+
+
+def test_pairs_prefer_the_higher_score_and_leave_ties_out(nb, generator):
+    s = torch.rand(2, 4, 12, 4, generator=generator)
+    s[0, 0, 3] = 0.5
+    number = nb.question_pairs(s, 9, generator)
+    s_q = s.mean(-1)
+    assert (s_q.gather(-1, number[0]) > s_q.gather(-1, number[1])).all()
+    style, weight = nb.rationale_pairs(s, generator)
+    best, worst = (s.gather(-1, one[..., None])[..., 0] for one in style)
+    assert (best == s.amax(-1)).all() and (worst == s.amin(-1)).all()
+    assert weight[0, 0, 3] == 0 and weight.sum() == weight.numel() - 1
+    tied = torch.zeros(1, 1, 4000, 4)
+    shares = torch.bincount(nb.rationale_pairs(tied, generator)[0][0].flatten(), minlength=4) / 4000
+    assert (shares - 0.25).abs().max() < 0.04
+
+
+@pytest.fixture
+def pairs(nb, generator):
+    """Pairs of the loop, with drafts and rationales of random texts."""
+    drafts = some(nb, generator, (2, 4, 12))[0]
+    fourfold = drafts.repeat(1, 1, 4, 1)
+    style = torch.arange(4).repeat_interleave(12).expand(2, 4, -1)
+    rules = torch.randint(0, 4, (2, 1, 1, 24), generator=generator).expand(2, 4, 48, -1)
+    rationales = nb.pack(nb.rationale_tokens(fourfold, rules, style))[0]
+    rationales = torch.nn.functional.pad(rationales, (0, nb.SPAN - rationales.shape[-1]))
+    given = {"run": FakeRun(), "device": CPU, "n_drafts": 12, "drafts": drafts, "draft_rationales": rationales}
+    make = lift(f"{FOLDER}/arte.ipynb", ["make_pairs"], given).make_pairs
+    s = torch.zeros(2, 4, 12, 4)
+    s[..., 1], s[..., 3] = 1.0, -1.0  # the primed vocabulary is liked, the bare answer is not
+    return make(s)
+
+
+def test_pairs_hold_prompts_and_answers(nb, pairs):
+    tokens, told = nb.pack(pairs.tokens, pairs.told)
+    words = [[nb.WORDS[t] for t in plain(row)] for row in tokens[:, 1, 30]]
+    assert words[0][:2] == words[1][:2] and words[0][0] in ("naive", "new")
+    naive = [[nb.WORDS[t] for t in plain(row)] for row in tokens[0, 0] if nb.WORDS[int(row[0])] == "naive"]
+    assert len(naive) == 4 * 12 and all(any(word.endswith("'") for word in row) for row in naive)
+    assert (tokens * told)[:, :, :, :2].sum() == 0  # nothing of a prompt is learned
+
+
+def test_swapped_preferences_lead_the_other_way(nb, pairs, generator):
+    w = nb.start_weights(2, generator)
+    turn = torch.ones_like(pairs.weight, dtype=torch.bool)
+    assert torch.equal(pairs.turned(turn).turned(turn).tokens, pairs.tokens)
+
+    def lead(w) -> float:
+        chosen, rejected = (nb.sums(w, *side) for side in zip(*nb.pack(pairs.tokens, pairs.told), strict=True))
+        return float((chosen - rejected).mean())
+
+    for given, sign in ((pairs, 1), (pairs.turned(turn), -1)):
+        assert sign * (lead(nb.dpo(w, given, 0.1, 3e-3, 2)) - lead(w)) > 0.5
+
+
+def test_fresh_questions_repeat_as_the_pattern_does(nb, generator):
+    source = some(nb, generator, (2, 4, 60))[0]
+    pattern = source[:, :, :12].clone()
+    pattern[0, 0, 5:] = pattern[0, 0, 4]
+    other = nb.like(pattern, source.flip(2))
+    count = lambda q: sorted(nb.code_of(q).unique(return_counts=True)[1].tolist())  # noqa: E731
+    assert all(count(a) == count(b) for a, b in zip(pattern.flatten(0, 1), other.flatten(0, 1), strict=True))
+    assert not torch.equal(other, pattern)
+
+
+def test_a_teacher_that_writes_nothing_gets_spare_questions(nb, generator):
+    questions, good = nb.new_questions(nb.start_weights(2, generator), 5, "silent")
+    assert good.max() < 0.5 and questions.shape == (2, 4, 5, 5)
+    assert ((questions[..., 1:] >= 0).sum(-1) >= 1).all()
+
+
+def test_correlations_are_within_cells(nb):
+    rng = np.random.default_rng(0)
+    cell = np.repeat([0, 1], 50)
+    x = rng.normal(size=100) + 10 * cell
+    y = -rng.normal(size=100) + 10 * cell
+    assert spearmanr(x, y).statistic > 0.6 > abs(nb.rank_correlation(x, y, cell))
+    assert nb.rank_correlation(x, np.ones(100), cell) == 0.0
+    a, b = (v - np.where(cell == 0, v[:50].mean(), v[50:].mean()) for v in (x, y))
+    assert nb.rank_correlation(x, y, cell) == pytest.approx(np.corrcoef(rankdata(a), rankdata(b))[0, 1], abs=1e-6)
+
+
+def test_a_closed_gate_makes_every_contrast_hold_zero(nb):
+    surely = Estimate(0.2, 0.1, 0.3, 5)
+    assert nb.guarded(surely, True) == surely and nb.guarded(surely, False).low == 0.0
+    assert nb.guarded(Estimate(-0.2, -0.3, -0.1, 5), False).high == 0.0
+
+
+def test_ties_are_counted(nb):
+    s = torch.tensor([[[0.5, 0.5, 0.1, 0.0], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3]]])
+    assert nb.ties(s) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
