@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from fake_run import FakeRun  # noqa: E402
 from lift import lift  # noqa: E402
 
+from helpers.claims import load_claims  # noqa: E402
 from helpers.stats import Estimate  # noqa: E402
 
 FOLDER = "drafts/arte"
@@ -315,10 +316,12 @@ def test_correlations_are_within_cells(nb):
     assert nb.rank_correlation(x, y, cell) == pytest.approx(np.corrcoef(rankdata(a), rankdata(b))[0, 1], abs=1e-6)
 
 
-def test_a_closed_gate_makes_every_contrast_hold_zero(nb):
+def test_a_closed_gate_leaves_every_claim_undecided(nb):
     surely = Estimate(0.2, 0.1, 0.3, 5)
-    assert nb.guarded(surely, True) == surely and nb.guarded(surely, False).low == 0.0
-    assert nb.guarded(Estimate(-0.2, -0.3, -0.1, 5), False).high == 0.0
+    assert nb.guarded(surely, True) == surely
+    claims = load_claims(ROOT / FOLDER / "claims.yaml")
+    for estimate, claim in itertools.product((surely, Estimate(0.0, 0.0, 0.0, 5)), ("C1", "C6", "C7b")):
+        assert claims[claim].verdict(nb.guarded(estimate, False)) == "inconclusive"
 
 
 def test_ties_are_counted(nb):
