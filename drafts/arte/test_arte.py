@@ -87,7 +87,9 @@ def test_solutions_equal_plain_arithmetic(nb, generator):
 
 def test_the_styles_say_what_they_should(nb):
     question, rules = torch.tensor([3, 0, 2, -1, -1]), torch.tensor([0, 1, 2] + [0] * 21)
-    said = [" ".join(nb.WORDS[t] for t in plain(nb.rationale_tokens(question, rules, torch.tensor(s)))) for s in range(4)]
+    said = [
+        " ".join(nb.WORDS[t] for t in plain(nb.rationale_tokens(question, rules, torch.tensor(s)))) for s in range(4)
+    ]
     assert said == [
         "3 s0 inc 4 s2 dbl 1 answer 1 end",
         "3 s0 inc' 4 s2 dbl' 1 answer 1 end",
@@ -106,11 +108,20 @@ def test_packing_keeps_order_and_takes_others_along(nb):
 
 def test_answers_are_read_after_the_first_mark(nb):
     mark, three, end = (nb.WORDS.index(word) for word in ("answer", "3", "end"))
-    rows = [[mark, three, end], [three, mark, three], [end, end, mark], [mark, end, three], [0, 0, 0], [mark, mark, three]]
+    rows = [
+        [mark, three, end],
+        [three, mark, three],
+        [end, end, mark],
+        [mark, end, three],
+        [0, 0, 0],
+        [mark, mark, three],
+    ]
     assert nb.answer_of(torch.tensor(rows)).tolist() == [3, 3, -1, -1, -1, -1]
 
 
-@pytest.mark.parametrize("text", ["3 s0", "Q 3 A end", "Q 3 s0 s1 s2 s0 A end", "Q 3 s3 A end", "Q s0 s0 A end", "Q 3 s0 A"])
+@pytest.mark.parametrize(
+    "text", ["3 s0", "Q 3 A end", "Q 3 s0 s1 s2 s0 A end", "Q 3 s3 A end", "Q s0 s0 A end", "Q 3 s0 A"]
+)
 def test_malformed_questions_are_refused(nb, text):
     said = torch.zeros(1, 4, 1, 8, dtype=torch.long)
     said[0, 0, 0, : len(text.split())] = torch.tensor([nb.WORDS.index(word) for word in text.split()])
@@ -222,7 +233,12 @@ def test_2pl_equals_girth(nb):
 
 def test_planted_discriminations_are_recovered_from_many_respondents_only(nb):
     many, few = (
-        np.mean([spearmanr(a, nb.fit_2pl(torch.as_tensor(y)[None])[0][0]).statistic for a, y in (simulated(n, 100, s) for s in range(3))])
+        np.mean(
+            [
+                spearmanr(a, nb.fit_2pl(torch.as_tensor(y)[None])[0][0]).statistic
+                for a, y in (simulated(n, 100, s) for s in range(3))
+            ]
+        )
         for n in (150, 20)
     )
     assert many >= 0.8 > few
