@@ -1,6 +1,6 @@
 """ARTE: the loop against plain versions, DPO against TRL's formula, 2PL against another optimiser, the error cases.
 
-Run from the checkout: `python -m pytest drafts/arte/test_arte.py` with `tests` on the path, as `tests/conftest.py` does.
+Run from the checkout: `python -m pytest drafts/arte`.
 """
 
 import itertools
@@ -27,7 +27,7 @@ FOLDER = "drafts/arte"
 NAMES = ["WORDS", "solve", "question_tokens", "rationale_tokens", "pack", "joined", "start_weights", "select", "Cache"]
 NAMES += ["states", "logprobs", "fit", "generate", "answer_of", "draw_questions", "episodes", "told_loss", "code_of"]
 NAMES += ["distinct", "accuracy", "one_shot", "lessons", "parse", "write", "style_of", "fit_2pl", "Pairs", "dpo_loss"]
-NAMES += ["question_pairs", "rationale_pairs", "of_drafts", "make_pairs", "sums", "orders", "dpo", "like", "tune"]
+NAMES += ["question_pairs", "rationale_pairs", "of_drafts", "make_pairs", "sums", "orders", "dpo", "like", "tune", "falling"]
 NAMES += ["guarded", "centred", "rank_correlation", "SPAN", "recovery", "new_questions", "ties", "Data", "examples"]
 CPU = torch.device("cpu")
 RULE = [lambda v: (v + 1) % 7, lambda v: (v - 1) % 7, lambda v: 2 * v % 7, lambda v: -v % 7]
@@ -189,7 +189,7 @@ def test_the_loss_is_that_of_each_answer_alone(nb, generator):
 
 
 def test_dpo_equals_trls_formula(nb, generator):
-    """trl 1.16.0, dpo_trainer.py, loss "sigmoid": -logsigmoid(beta * delta), delta of the two log-ratios to the reference.
+    """trl 1.16.0, dpo_trainer.py, loss "sigmoid": -logsigmoid(beta * delta) of the log-ratios to the reference.
 
     Its loss is no function of its own that could be called here.
     """
@@ -342,3 +342,8 @@ def test_a_closed_gate_leaves_every_claim_undecided(nb):
 def test_ties_are_counted(nb):
     s = torch.tensor([[[0.5, 0.5, 0.1, 0.0], [0.9, 0.1, 0.1, 0.1], [0.3, 0.3, 0.3, 0.3]]])
     assert nb.ties(s) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+
+
+def test_a_recipe_of_one_step_is_one_step(nb):
+    rates = [nb.falling(2e-3, 1, 1.0), *(nb.falling(2e-3, 40, (step + 1) / 40) for step in range(40))]
+    assert rates[0] == 2e-3 and min(rates) > 0 and max(rates) <= 2e-3 and rates[2] > rates[-1]

@@ -1,4 +1,4 @@
-"""ARTE, the two studies: generated questions against plain solvers, shared keys against whole texts, agreement, sums."""
+"""ARTE, the two studies: questions against plain solvers, shared keys against whole texts, agreement, sums."""
 
 import re
 import sys
