@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,24 @@ from helpers.stats import Estimate, auroc
 
 FOLDER = Path("notebooks/ecg_vae")
 SHARED = (
-    *("SIGMA", "kl_normal", "misfit", "beta_schedule", "COORDINATES", "principal", "pca_rebuilt", "Arm", "Stack"),
+    *("SIGMA", "kl_normal", "misfit", "beta_schedule", "COORDINATES", "principal", "Arm", "Stack"),
     *("encode", "decode", "convolved", "weights_of", "Prepared", "prepare", "Fitted", "validate", "train"),
     *("TIME", "DOWER", "World", "draw_patients", "Patients", "ERRORS"),
 )
 MAIN = (
-    *("elbo_beta", "KINDS", "twelve", "noise_of", "QRS", "compare", "of_pca", "chosen", "all_rows", "gaps_at"),
+    *(
+        "elbo_beta",
+        "KINDS",
+        "pca_rebuilt",
+        "twelve",
+        "noise_of",
+        "QRS",
+        "compare",
+        "of_pca",
+        "chosen",
+        "all_rows",
+        "gaps_at",
+    ),
     *("train_lengths", "LENGTHS", "PRICED", "TRAINED"),
 )
 LABELS = (
@@ -100,7 +113,7 @@ def test_both_notebooks_hold_the_same_method():
         for name in ("ecg_vae", "labels")
     ]
     shared = (
-        *("kl-and-misfit", "beta-schedule", "principal", "pca-rebuilt", "arm", "stack-class", "starting-weights"),
+        *("kl-and-misfit", "beta-schedule", "principal", "arm", "stack-class", "starting-weights"),
         *("stack-methods", "convolved", "encode", "decode", "prepared", "prepare", "fitted", "validate", "descend"),
         *(
             "run-steps",
@@ -280,6 +293,7 @@ def test_the_preset_gpu_scaled_down():
     beats = [torch.randn(60, 752, generator=g) * 50 for _ in range(2)]
     conv = lifted("ecg_vae", SHARED + MAIN, encoder="convolution")
     data = conv.prepare(beats)
+    assert conv.train(data, [conv.Arm("AE")], "short", 20, k=2).codes(beats[0], 1)[0].shape == (1, 60, 2)
     rows = conv.all_rows(conv.train_lengths(data, [conv.Arm("AE"), conv.Arm("C", 1)], "tiny"), data, beats, beats)
     assert len(rows) == 2 * (2 * len(conv.LENGTHS) + 3) and rows["MAE"].notna().all()
     labels = lifted("labels", SHARED + LABELS, encoder="convolution")
@@ -309,7 +323,7 @@ def test_a_bend_is_learned_by_a_network_only():
     x = torch.zeros(400, 752)
     x[:, 0], x[:, 1] = torch.as_tensor(300 * t), torch.as_tensor(300 * t**2)
     x += torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    one = lifted("ecg_vae", SHARED, latents=1, steps=300, hidden=16)
+    one = lifted("ecg_vae", (*SHARED, "pca_rebuilt"), latents=1, steps=200, hidden=16)
     fitted = one.train(one.prepare([x]), [one.Arm("linear"), one.Arm("AE")], "curve")
     by_pca = float((one.pca_rebuilt(x, *one.principal(x), 1) - x).abs().mean())
     linear, bent = fitted.curves[-1, 0].tolist()
@@ -334,7 +348,37 @@ def test_schedules_run_whole_in_every_length(nb):
         assert nb.beta_schedule("A-down", last, 1.0) == 0 and nb.beta_schedule("C", last, 1.0) == 1
     x = torch.randn(60, 752, generator=torch.Generator().manual_seed(0)) * 50
     fits = nb.train_lengths(nb.prepare([x]), [nb.Arm("C", 1.0)], "lengths")
-    assert {n: len(fitted.curves) for n, fitted in fits.items()} == {20: 20, 40: 20}
+    assert {n: (len(fitted.curves), len(fitted.nats)) for n, fitted in fits.items()} == {20: (4, 20), 40: (4, 20)}
+
+
+def test_codes_of_another_length_keep_that_many_components(nb):
+    """A stack with codes of three numbers starts as three components, whatever `latents` is."""
+    x = torch.randn(60, 752, generator=torch.Generator().manual_seed(0)) * torch.linspace(90, 1, 752)
+    data = nb.prepare([x])
+    fitted = lifted("ecg_vae", SHARED, learning_rate=0.0).train(data, [nb.Arm("SAE")], "short", 20, k=3)
+    mu, _ = fitted.codes(x, 0)
+    assert mu.shape == (1, 60, 3)
+    wanted = nb.pca_rebuilt(x, data.mean[0], data.axes[0], 3)
+    torch.testing.assert_close(next(fitted.beats(mu, 0)), wanted, atol=1e-2, rtol=1e-4)
+
+
+def test_half_precision_gives_the_same_losses_to_its_rounding(nb):
+    """In bfloat16 (8 bits) misfit, KL and the map of a stack agree with single precision to a few per cent."""
+    g = torch.Generator().manual_seed(0)
+    stack = nb.Stack([nb.Arm("SAE")], torch.rand(1, 10, generator=g) + 0.5, torch.eye(10)[None], g)
+    x = torch.randn(1, 1, 40, 10, generator=g)
+
+    def read(x):
+        mu, logvar = nb.encode(stack, x)
+        return nb.decode(stack, mu).float(), nb.misfit(100 * x, 100 * nb.decode(stack, mu)), nb.kl_normal(mu, logvar)
+
+    whole = read(x)
+    stack.to(torch.bfloat16)
+    rebuilt, error, nats = read(x.bfloat16())
+    assert error.dtype == nats.dtype == torch.bfloat16
+    torch.testing.assert_close(rebuilt, whole[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(error.float(), whole[1], rtol=0.15, atol=1)
+    torch.testing.assert_close(nats.float(), whole[2], rtol=0.05, atol=0.05)
 
 
 def test_an_error_that_is_no_number_stops_the_training(nb):
@@ -351,7 +395,7 @@ def test_a_training_of_the_preset_full_is_kept(name, tmp_path):
     class FullRun(FakeRun):
         path, parameters = tmp_path / "seed-0.json", {"preset": "full"}
 
-    given = {"run": FullRun(), "preset": "full", "getsource": lambda f: f.__qualname__}
+    given = {"run": FullRun(), "preset": "full"}
     g = torch.Generator().manual_seed(0)
     nb, beats = lifted(name, SHARED, **given), [torch.randn(60, 752, generator=g) * 50 for _ in range(2)]
     data, other, arms = nb.prepare(beats[:1]), nb.prepare(beats[1:]), [nb.Arm("AE"), nb.Arm("C", 1.0)]
@@ -365,6 +409,29 @@ def test_a_training_of_the_preset_full_is_kept(name, tmp_path):
             again.train(*changed)
     plain = lifted(name, SHARED).train(data, arms, "kept", 20)
     assert torch.equal(plain.curves, first.curves)
+
+
+def test_network_and_boosters_of_the_preset_full_are_kept(small, tmp_path):
+    """A second start trains neither again; other labels or other columns are trained anew."""
+
+    class FullRun(FakeRun):
+        path, parameters = tmp_path / "seed-0.json", {"preset": "full"}
+
+    given, (_, known, test) = {"run": FullRun(), "preset": "full"}, small
+    names, pairs = ("tuned_cnn", "scored"), {"S": (known.summary, test.summary)}
+    first = lifted("labels", names, **given)
+    again = lifted("labels", names, **given, boosted=None, logistic=None, train_cnn=None)
+    calls = (
+        lambda nb, y: nb.scored(pairs, y, 0, ("S",)),
+        lambda nb, y: nb.tuned_cnn([replace(known, label=y)], [test]),
+    )
+    for call in calls:
+        one, two = call(first, known.label), call(again, known.label)
+        same = (one == two).all() if isinstance(one, np.ndarray) else all((one[k] == two[k]).all() for k in one)
+        assert same
+        with pytest.raises(TypeError):  # it would have to be trained
+            call(again, known.label[::-1].copy())
+    assert (lifted("labels", names).tuned_cnn([known], [test]) == calls[1](first, known.label)).all()
 
 
 def table(**columns):
@@ -574,11 +641,20 @@ def test_a_cohort_is_read_and_bad_beats_are_left_out(labels, tmp_path, capsys):
         (frame.assign(patient=frame["patient"].where(frame.index > 3)), "a patient is missing"),
         (frame[["label", "patient"]], "no summary feature"),
         (frame.reset_index(names=""), "columns without a name"),
+        (frame.assign(sex="M"), "text where numbers are needed, in column sex"),
         (frame.iloc[:-1], "249 rows"),
     ):
         changed.to_csv(tmp_path / "labels.csv", index=False)
         with pytest.raises(ValueError, match=said):
             labels.read_cohort(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64", ">f4"])
+def test_beats_of_another_number_type_are_the_same_beats(labels, tmp_path, kind):
+    write_cohort(tmp_path, spoil=False)
+    wanted = labels.read_cohort(tmp_path)[0].beats
+    np.save(tmp_path / "beats.npy", np.load(tmp_path / "beats.npy").astype(kind))
+    torch.testing.assert_close(labels.read_cohort(tmp_path)[0].beats, wanted, atol=0.5, rtol=1e-3)
 
 
 def test_beats_in_another_unit_are_refused(labels):
@@ -616,6 +692,39 @@ def test_intervals_of_a_cohort_are_over_patients_within_folds(labels):
     e = labels.over_patients(found, tests, who, {"a": 1, "b": -1})
     wanted = np.mean([auroc(one["a"], y) - auroc(one["b"], y) for one in found])
     assert e.value == pytest.approx(wanted) and e.low < wanted < e.high and e.n == 120
+    patients = labels.over_patients(found, tests, [np.arange(60) // 20, 3 + np.arange(60) // 20], {"a": 1, "b": -1})
+    assert patients.n == 6 and patients.value == pytest.approx(wanted)  # patients are drawn, and not their beats
+
+
+def test_claims_of_a_cohort_have_their_signs_and_conditions(labels):
+    """Scores of known quality: pipeline, network and both with few labels; one constant predictor, and ties."""
+    rng, y = np.random.default_rng(0), np.tile([0, 1], 60)
+    quality = {"SAE + S": 1, "SAE permuted + S": 0.3, "S": 0.2, "S, logistic": 0.4, "SAE + S, few": 0.7, "CNN + S": 2}
+    found = [{k: q * y + rng.normal(size=120) for k, q in (quality | {"CNN + S, few": 0.3}).items()} for _ in range(2)]
+    tests, who = [SimpleNamespace(label=y)] * 2, [np.arange(120), np.arange(120, 240)]
+    judged = labels.judge_cohort(found, tests, who)
+    assert judged["E3"].low > 0 and judged["E4"].low > 0 and judged["E6"].low > 0
+    for one in found:
+        one["SAE + S"], one["CNN + S"] = 3 * y + 0.0, np.zeros(120)  # perfect against a constant
+    judged = labels.judge_cohort(found, tests, who)
+    assert judged["E4"].value == pytest.approx(-0.5) and judged["E4"].high == 0.02  # no ceiling: not judged
+    with pytest.raises(ValueError, match="scores are NaN"):
+        labels.judge_cohort([found[0] | {"S": y * np.nan}, found[1]], tests, who)
+
+
+def test_a_fold_of_one_class_and_a_constant_column(labels, small):
+    _, known, test = small
+    assert np.isnan(auroc(np.arange(3.0), np.ones(3, int)))  # no pair to compare
+    still = replace(known, summary=np.c_[known.summary[:, :1], np.ones(500)])
+    pair = (still.summary, np.c_[test.summary[:, :1], np.full(600, 7.0)])
+    found = labels.scored({"S": pair}, known.label, 0, ("S",))
+    assert np.isfinite(found["S"]).all() and np.isfinite(found["S, logistic"]).all()
+    _, summary, _ = labels.network_inputs([replace(test, summary=pair[1])], [still], True)
+    assert torch.isfinite(summary).all() and float(summary[..., 1].max()) == 6  # unscaled, not divided by nothing
+    own = np.array([1, 1, 1, 0])
+    for y in (own, 1 - own):
+        with pytest.raises(ValueError, match="fewer than three labels of a class"):
+            labels.scored({"S": (pair[0][:4], pair[1])}, y, 0)
 
 
 # Larger presets, scaled down
