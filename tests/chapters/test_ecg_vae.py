@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fake_run import FakeRun
 from lift import lift, sabotage
 from sklearn.decomposition import PCA
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.stats import Estimate, auroc
 
@@ -53,7 +54,17 @@ LABELS = (
         "ARMS",
         "ENCODERS",
     ),
-    *("SeedCNN", "KERNELS", "network_inputs", "held_out_loss", "tuned_cnn", "best_of", "stretched", "read_cohort"),
+    *(
+        "SeedCNN",
+        "KERNELS",
+        "network_inputs",
+        "held_out_loss",
+        "tuned_cnn",
+        "best_of",
+        "stretched",
+        "under_ceiling",
+        "read_cohort",
+    ),
     *(
         "folds_of",
         "one_each",
@@ -317,6 +328,34 @@ def test_convolutional_network_equals_conv1d(labels):
     assert labels.network_adds(6) == sum(weights) + 2 * 9
 
 
+def test_costs_are_those_that_torch_counts():
+    """Multiply-adds of encoder and decoder in the table of costs: half the operations of a forward pass."""
+    nb = lifted("labels", (*SHARED, "inner", "outer"))
+    g = torch.Generator().manual_seed(0)
+    stack, x = nb.Stack([nb.Arm("SAE")], torch.ones(1, 64), torch.zeros(1, 752, 64), g), torch.randn(1, 1, 5, 64)
+    for call, wanted in ((lambda: nb.encode(stack, x), nb.inner), (lambda: nb.decode(stack, x[..., :4]), nb.outer)):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == 2 * 5 * wanted
+
+
+RECORDED = {  # claim -> the metric that holds its estimate
+    "ecg_vae": {"G1": "annealed_minus_best_other", "G2": "best_minus_pca", "G3": "gap_n100", "G9": "amplitude_only_gap"}
+    | {"G10": "fixed_shapes_gap", "G12": "random_start_minus_pca"},
+    "labels": {"G4": "beyond_summary", "G5": "sae_minus_components", "G6": "network_minus_pipeline", "G7": "few_labels"}
+    | {"G8": "control_other_heart_gain", "G11": "late_wave_lost", "G13": "same_heart_gain"},
+    "ludb": {"E1": "A-beta-VAE less the best other", "E7": "best network less PCA", "R1": "error over noise halves"}
+    | {"R2": "bend planted", "R3": "bend removed"},
+}
+
+
+@pytest.mark.parametrize("place", sorted(Path("results/public/ecg_vae").glob("*.json")), ids=lambda p: p.stem)
+def test_a_claim_of_the_committed_records_is_judged_by_its_metric(place):
+    record = json.loads(place.read_text())
+    for claim, metric in RECORDED[place.stem.split(".")[0]].items():
+        assert record["claims"][claim]["value"] == record["metrics"][metric]["value"], claim
+
+
 def test_a_bend_is_learned_by_a_network_only():
     """A curve in the plane of two components: one latent is enough for a bent code, not for a straight one."""
     t = np.random.default_rng(0).uniform(-1, 1, 400)
@@ -446,6 +485,7 @@ def test_validation_chooses_and_the_test_error_is_read(nb):
     )
     assert nb.chosen(errors, ["A-up", "A-down"])["MAE"].tolist() == [7, 4]
     assert nb.chosen(errors, [*nb.TRAINED, "PCA"])["kind"].tolist() == ["A-down", "PCA"]
+    assert nb.chosen(errors.assign(validation=1.0), ["A-up", "A-down"])["MAE"].tolist() == [8, 4]  # ties: the first
     more = table(seed=[0, 1], kind=["PCA of all in hand"] * 2, validation=[np.nan] * 2, MAE=[1, 1])
     gaps = nb.gaps_at(pd.concat([errors, more]))
     assert (gaps["best"] - gaps["PCA"]).tolist() == [1, 3] and gaps["PCA of all in hand"].tolist() == [1, 1]
@@ -600,6 +640,7 @@ def test_conditions_make_a_claim_inconclusive(labels):
     e = labels.stretched(Estimate(0.001, 0.0, 0.002, 5), -0.01, 0.01)
     assert (e.value, e.low, e.high) == (0.001, -0.01, 0.01)
     assert labels.stretched(e, 0.0) == e
+    assert labels.under_ceiling(-0.004, e) == e and labels.under_ceiling(-0.006, e).high == 0.02
 
 
 def write_cohort(folder, n=250, spoil=True):
@@ -766,3 +807,11 @@ def test_encodings_of_other_patients_are_noticed():
     broken = {"return ((x.to(mean.device) - mean) @ axes[:, :k])": "return ((x.roll(1, 0) - mean) @ axes[:, :k])"}
     error = sabotage("ecg_vae", broken, notebook="labels")
     assert error.startswith("RegressionError") and "quick_auroc" in error
+
+
+@pytest.mark.sabotage
+@pytest.mark.slow
+def test_a_price_of_the_wrong_sign_is_noticed():
+    """G1 passes with it, since validation avoids what a price breaks; the largest beta does not."""
+    error = sabotage("ecg_vae", {"(0.01 * (error + beta * nats))": "(0.01 * (error - beta * nats))"})
+    assert error.startswith("RegressionError") and "largest_beta_minus_SAE" in error
