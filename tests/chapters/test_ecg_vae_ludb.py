@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from fake_run import FakeRun
 from lift import lift, sabotage
 from sklearn.decomposition import PCA
@@ -554,6 +555,38 @@ def test_r_peaks_against_a_second_detector(recorded):
         ours.append(recorded.r_peaks(ecg))
     one, two = (recorded.quality(found, all_marks) for found in (ours, theirs))
     assert one["F1"] > 0.99 and one["F1"] >= two["F1"] - 0.01 and abs(one["offset, ms"]) <= 4
+
+
+TABLE = {  # row of the page's table of public numbers -> metric
+    "R peaks: F1": "r_peaks F1",
+    "single beat less the median beat, noise": "noise to median",
+    "single beat less the median of the others, noise": "noise to others",
+    "single beat less the next, noise": "noise to next",
+    "halves, noise of the median beat": "noise halves",
+    "PCA, 30 components": "pca_mae_30",
+    "PCA, 100 components": "pca_mae_100",
+    "PCA of the training patients, 30 components": "mae PCA",
+    **{name: f"mae {name}" for name in ("SAE", "beta-VAE", "A-beta-VAE", "plain AE")},
+    "C-beta-VAE": "mae C",
+    "best network inside the QRS complex": "best_mae_in_qrs",
+}
+
+
+def test_the_public_numbers_of_the_page_are_those_of_the_record():
+    cells = {c["id"]: "".join(c["source"]) for c in json.loads(Path(NOTEBOOK).read_text())["cells"]}
+    rows = [line.strip("| ").split(" | ") for line in cells["public-numbers"].splitlines() if line.startswith("| ")]
+    public = json.loads(Path("results/public/ecg_vae/ludb.json").read_text())["metrics"]
+    reduced = yaml.safe_load(Path("notebooks/ecg_vae/ludb.expected.yaml").read_text())["metrics"]
+    assert {row[0] for row in rows[1:]} == TABLE.keys()
+    for label, generated, recorded in rows[1:]:
+        for text, value in (
+            (generated, reduced.get(TABLE[label], {}).get("mean")),
+            (recorded, public[TABLE[label]]["value"]),
+        ):
+            digits = len(text.partition(".")[2])
+            assert (
+                text == "no marks" if value is None else float(text) == pytest.approx(value, abs=0.51 * 10**-digits)
+            ), label
 
 
 # Larger presets, scaled down
