@@ -789,6 +789,8 @@ def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, name, prese
     assert record["complete"] and claims[name] <= set(record["claims"])
     assert all(record["claims"][one]["verdict"] != "not testable here" for one in claims[name])
     assert not list(done.record.parent.glob("*.work"))  # nothing is left to resume
+    for claim, metric in RECORDED[name].items():
+        assert record["claims"][claim]["value"] == record["metrics"][metric]["value"], claim
 
 
 # The gate

@@ -607,6 +607,9 @@ def test_larger_presets_run_on_the_smallest_thing(execute, tmp_path, preset):
     record = json.loads(done.record.read_text())
     assert record["complete"] and {"E1", "E2", "E7", "R1", "R2", "R3"} <= set(record["claims"])
     assert all(record["claims"][name]["verdict"] != "not testable here" for name in ("E1", "E2", "E7", "R1"))
+    pairs = {"E1": "A-beta-VAE less the best other", "E7": "best network less PCA", "R1": "error over noise halves"}
+    for claim, metric in (pairs | {"R2": "bend planted", "R3": "bend removed"}).items():
+        assert record["claims"][claim]["value"] == record["metrics"][metric]["value"], claim
 
 
 # Sabotage
