@@ -17,7 +17,7 @@ from helpers.record import Record
 from helpers.verify import load_expected
 
 FOLDER = Path(__file__).resolve().parents[1]
-TRAINING = ["dice/SVAMP.json", "safety_neurons/self_instruct_seed_tasks.jsonl"]
+TRAINING = ["dice/SVAMP.json", "dice/dice_gsm8k_rephrased1.csv", "safety_neurons/self_instruct_seed_tasks.jsonl"]
 TRAINING += ["safety_neurons/self_instruct_user_oriented.jsonl"]
 calibrated = pytest.mark.skipif(
     load_expected(FOLDER, "published_numbers") is None, reason="the page was never calibrated"
@@ -45,10 +45,10 @@ def test_main_page_trains_and_judges_on_a_tiny_model(chapter_copy, tiny_folder, 
     done = execute(chapter_copy, preset="public", parameters=parameters, environment=environment)
     assert done.code == 0, done.err
     record = Record.read(done.record)
-    assert {"D1", "D2", "D2n", "D3", "D3x", "D3b", "H", "D4", "D4f"} <= record.claims.keys()
+    assert {"D1", "D2", "D2n", "D3", "D3x", "D3t", "D3b", "H", "D4", "D4f"} <= record.claims.keys()
     made = done.record.with_suffix(".adapters")
     manifest = json.loads((made / "manifest.json").read_text())
-    assert len(manifest["files"]) == 9 and len(list(made.glob("*.safetensors"))) == 9
+    assert len(manifest["files"]) == 12 and len(list(made.glob("*.safetensors"))) == 12
     shutil.copytree(made, chapter_copy / "adapters", dirs_exist_ok=True)
     again = execute(chapter_copy, parameters=parameters | {"retrain": False})
     assert again.code == 0, again.err
