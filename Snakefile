@@ -1,4 +1,4 @@
-# execute -> verify -> render.
+# execute -> verify -> render. A run verifies itself: `run.finish()` compares with expected.yaml before it writes a record.
 #
 #   snakemake                                                   the reduced preset, seed 0, two at a time
 #   snakemake -c2 --config preset=public seeds=0-2              another preset, several seeds (the book shows the first)
@@ -9,7 +9,7 @@
 # A notebook's run depends on the notebook, its chapter's YAML files (data.yaml holds the hashes of its data), helpers
 # (not helpers/engine), and the locks. A failed run leaves its partial notebook and status.json, stops no other run, and
 # is executed again by the next call; the book is rendered all the same and shows that page as failed.
-# What Snakemake tracks are marks (`.done`, `.verified`), so that it never deletes a record: `papers run` owns those.
+# What Snakemake tracks are marks (`.done`), so that it never deletes a record: `papers run` owns those.
 # With --wait it takes the good run of an orphan whose Snakemake was killed, so nothing is computed twice.
 
 import subprocess
@@ -87,11 +87,10 @@ def budget(wildcards):
 # A mark whose run cannot be believed (deleted, damaged, half-written) is a lie; without it the run is executed again.
 # A mark that is missing would not be asked for while the goal is there, so the goal goes with it.
 for _place, _run in BY_PLACE.items():
-    _marks = [Path(_place).with_name(f"{Path(_place).name}{kind}") for kind in (".done", ".verified")]
-    if _marks[0].exists() and judge(_run.notebook, Path(_place)).status not in ("ok", "stale", "refused"):
-        _marks[0].unlink()
-    if not all(mark.exists() for mark in _marks):
-        _marks[1].unlink(missing_ok=True)
+    _mark = Path(f"{_place}.done")
+    if _mark.exists() and judge(_run.notebook, Path(_place)).status not in ("ok", "stale", "refused"):
+        _mark.unlink()
+    if not _mark.exists():
         Path(GOAL).unlink(missing_ok=True)
 
 
@@ -104,7 +103,6 @@ wildcard_constraints:
 
 localrules:
     all,
-    verify,
     finish,
 
 
@@ -140,21 +138,9 @@ for _notebook in dict.fromkeys(run.notebook for run in BATCH):
             "{params.command:q} run {params.words:q} --out {wildcards.runs:q} --wait"
 
 
-rule verify:
-    input:
-        "{run}/{notebook}.done",
-    output:
-        touch("{run}/{notebook}.verified"),
-    params:
-        papers=PAPERS_COMMAND,
-        record=lambda wildcards: f"{wildcards.run}/{wildcards.notebook}.json",
-    shell:
-        "{params.papers:q} check {params.record:q}"
-
-
 rule finish:
     input:
-        [f"{place}.verified" for place in BY_PLACE],
+        [f"{place}.done" for place in BY_PLACE],
         f"sweeps/{SWEEP}.yaml" if SWEEP else [str(p) for p in PAGES if p.is_file() and "__pycache__" not in p.parts],
     output:
         GOAL if SWEEP else touch(GOAL),

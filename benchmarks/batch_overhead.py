@@ -3,12 +3,14 @@
 Both sides execute the same notebooks with the same parameters on one thread. The batch's side is `snakemake -c1`, from
 an empty folder to the rendered book: checks, budgets, records, verification, rendering. The direct side calls papermill
 once for each notebook and renders nothing. Bars: the batch takes at most 1.0 times as long as the direct calls, and two
-cores are at least 1.8 times as fast as one. --order names the parts and their order; the machine should be quiet.
+cores are at least 1.8 times as fast as one. --order names the parts and their order; the machine should be quiet, for
+the two cores above all.
 
-    python -m benchmarks.batch_overhead                          # the whole book
-    python -m benchmarks.batch_overhead rm_bench/leaderboard seakr/released_code
+    python -m benchmarks.batch_overhead                                   # the whole book, both questions
+    python -m benchmarks.batch_overhead --order direct,1 rm_bench seakr   # two chapters, what a batch costs
+    python -m benchmarks.batch_overhead --order 2,1                       # what a second core brings
 
-Writes `benchmarks/results/batch_overhead.json`.
+Writes `benchmarks/results/batch_overhead.json`, or `batch_cores.json` where nothing is called directly.
 """
 
 import argparse
@@ -74,7 +76,7 @@ def batch(checkout: Path, names: list[str], cores: int) -> dict[str, float]:
         shutil.rmtree(checkout / name, ignore_errors=True)
     paths = notebooks_by_name(checkout / "notebooks")
     places = [Run(paths[name], "reduced", 0).place(Path("runs")) for name in names]
-    run = timed([sys.executable, "-m", "snakemake", f"-c{cores}", *(f"{place}.verified" for place in places)], checkout)
+    run = timed([sys.executable, "-m", "snakemake", f"-c{cores}", *(f"{place}.done" for place in places)], checkout)
     book = timed([sys.executable, "-m", "helpers.engine.cli", "book", *RENDERED], checkout)
     return {key: run[key] + book[key] for key in run}
 
@@ -94,25 +96,27 @@ def measure(names: list[str], order: list[str]) -> dict[str, Any]:
             said = ", ".join(f"{key} {value:.1f}" for key, value in parts[part].items())
             print(f"{part}: {said}, load {load[part]:.1f}", flush=True)
     result = {"notebooks": names, "seconds": parts, "direct_by_notebook": by_name, "load": load}
-    for key in ("wall_s", "processor_s"):
+    for key in ("wall_s", "processor_s") if "direct" in parts else ():
         result[f"batch_over_direct_{key}"] = parts["1"][key] / parts["direct"][key]
-    return result | {"two_cores": parts["1"]["wall_s"] / parts["2"]["wall_s"]}
+    return result | ({"two_cores": parts["1"]["wall_s"] / parts["2"]["wall_s"]} if "2" in parts else {})
 
 
 def main() -> None:
     """Measure, print and write."""
     known = notebooks_by_name(ROOT / "notebooks")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="<paper> or <paper>/<notebook>; default: all")
-    parser.add_argument("--order", default="direct,1,2", help="the three parts in their order, such as 2,1,direct")
+    parser.add_argument("names", nargs="*", help="<paper> (all its notebooks) or <paper>/<notebook>; default: all")
+    parser.add_argument("--order", default="direct,1,2", help="parts in their order: 1 and direct, 2 or both")
     options = parser.parse_args()
-    names, order = options.names or list(known), options.order.split(",")
-    if unknown := [name for name in names if name not in known]:
+    order = options.order.split(",")
+    papers = {path.parent.name: [n for n, p in known.items() if p.parent == path.parent] for path in known.values()}
+    if unknown := [name for name in options.names if name not in known and name not in papers]:
         parser.error(f"no notebook {', '.join(unknown)}; known: {', '.join(known)}")
-    if sorted(order) != ["1", "2", "direct"]:
-        parser.error(f"--order {options.order}: direct, 1 and 2 are needed, each once")
+    if "1" not in order or len(order) < 2 or len(set(order)) < len(order) or set(order) - {"1", "2", "direct"}:
+        parser.error(f"--order {options.order}: 1 is needed, and direct, 2 or both, each once")
+    names = [one for name in options.names for one in papers.get(name, [name])] or list(known)
     result = measure(names, order)
-    out = ROOT / "benchmarks" / "results" / "batch_overhead.json"
+    out = ROOT / "benchmarks" / "results" / ("batch_overhead.json" if "direct" in order else "batch_cores.json")
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: round(value, 2) for key, value in result.items() if isinstance(value, float)}))
     print("bars: batch_over_direct_wall_s at most 1.0, two_cores at least 1.8")

@@ -1,6 +1,7 @@
 """A number with its interval, as measures give it and claims judge it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,3 +37,7 @@ class Estimate:
     def __str__(self) -> str:
         """Write the estimate as `value [low, high]`."""
         return "undefined" if self.undefined else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show a notebook's reader what `str` writes; `repr` has every digit."""
+        printer.text(str(self))

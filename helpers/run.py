@@ -1,7 +1,6 @@
 """`Run`: one execution of a chapter, from its parameters to its record."""
 
 import os
-import random
 import time
 import zlib
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ from helpers.card import card_html, describe_machine
 from helpers.claims import all_outcomes, claims_table, load_claims
 from helpers.code import code_hash_of
 from helpers.commit import source_commit
+from helpers.kernel import prepare
 from helpers.lock import lock_of
-from helpers.memory import hold_to
 from helpers.parameters import schema, values_of
 from helpers.paths import chapter_dir, write_atomically
 from helpers.record import Metric, Outcome, Record, committed_records, record_path
@@ -71,13 +70,8 @@ class Run:
         self._figures: dict[str, str | None] = {}
         self._tables: dict[Path, str] = {}  # the figures' data, written with the record
         self._data: dict[str, str] = {}
-        random.seed(self.seed)
-        np.random.seed(self.seed % 2**32)
-        torch.manual_seed(self.seed)
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        elif declared:
-            hold_to(load_presets(source).budgets[self.preset].memory_gb)
+        on_card = declared and self.device.type != "cpu"
+        prepare(self.seed, self.device, load_presets(source).budgets[self.preset].memory_gb if on_card else None)
         if self.changed:
             said = ", ".join(f"{name} = {value!r}" for name, value in self.changed.items())
             print(f"a trial, not the preset {self.preset}: {said}; it has a folder of its own")

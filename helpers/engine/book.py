@@ -29,7 +29,8 @@ from helpers.engine.cards import card, failure_notice, introduction, other_pages
 from helpers.engine.charts import with_charts, write_script
 from helpers.engine.contents import documents, join_bibliographies, read_terms, table_of_contents
 from helpers.engine.launch import buttons, offer
-from helpers.engine.pages import Chapter, Page, find_chapters
+from helpers.engine.loading import find_chapters
+from helpers.engine.pages import Chapter, Page
 from helpers.engine.previews import write_previews
 from helpers.engine.prose import fill_pages
 from helpers.engine.shown import with_captions, with_folded_code

@@ -41,6 +41,7 @@ def card(page: Page, chapter: Chapter, links: dict[str, str], beforehand: str = 
         lines.append(_paragraph("card-stale", f"<strong>Changed run.</strong> {text(said)}. It speaks for no preset."))
     for preset in page.records if claims else ():
         this = " (this page)" if page.records[preset] is page.run.record else ""
+        this = " (earlier code)" if page.outdated(preset) else this
         said = Tally.of(claims, chapter.at(preset, [page])).sentence()
         lines.append(_paragraph("card-verdict", f'<span class="card-preset">{preset}{this}</span> {text(said)}'))
     if not chapter.claims:
@@ -94,6 +95,7 @@ def findings(chapter: Chapter, claims: dict[str, Claim], headlines: bool = False
         preset, outcome = best
         seeds = page.stability(claim.id, preset)
         marks = [f"same with {seeds}" if seeds else "", claim.evidence, "ours" if claim.ours else ""]
+        marks.append("earlier code" if page.outdated(preset) else "")
         notes = ", ".join([preset, *(mark for mark in marks if mark not in ("", "measured"))])
         drawn, numbers = "", outcome.reason or ""
         if outcome.value is not None and outcome.low is not None and outcome.high is not None:

@@ -18,6 +18,7 @@ from helpers.parameters import BadRequestError
 from helpers.paths import PACKAGE
 from helpers.record import committed_records, record_path
 from helpers.request import load_presets
+from helpers.verify import compare, expected_of
 
 MANY = 10_000  # seeds in one batch; more is a slip of the keyboard
 
@@ -72,7 +73,7 @@ def seeds_of(given: Any) -> list[int]:
 
 
 def failures(runs: Iterable[Run], out: Path) -> list[str]:
-    """Return one line for every run that has no verified record."""
+    """Return one line for every run that has no good record."""
     lines = []
     for run in runs:
         place = run.place(out)
@@ -86,14 +87,18 @@ def failures(runs: Iterable[Run], out: Path) -> list[str]:
             lines.append(f"{run.name}: {judgement.status}: {judgement.message}")
         elif not place.with_suffix(".done").exists():
             lines.append(f"{run.name}: was not executed")
-        elif not place.with_suffix(".verified").exists():
-            lines.append(f"{run.name}: not verified")
     return lines
 
 
 def is_current(judgement: Judgement, notebook: Path, values: dict[str, Any]) -> bool:
-    """Whether a run is good, of these parameters, and started after the last change of all that it depends on."""
+    """Whether a run is good, of these parameters, and started after the last change of all that it depends on.
+
+    Good also means within the expected values: a run of calibration was compared with nothing.
+    """
     if judgement.status != "ok" or judgement.record is None or judgement.record.parameters != values:
+        return False
+    expected, _ = expected_of(notebook.parent, notebook.stem, judgement.record.preset, values)
+    if expected and compare(judgement.record, expected):
         return False
     files = [
         notebook,

@@ -50,16 +50,19 @@ def as_csv(chapters: list[Chapter]) -> str:
     buffer = io.StringIO()
     lines = csv.writer(buffer, lineterminator="\n")
     numbers = ("verdict", "value", "low", "high", "n")
-    lines.writerow(["paper", "notebook", "claim", "evidence", "ours", "preset", "seed", *numbers, "same_verdict"])
+    lines.writerow(
+        ["paper", "notebook", "claim", "evidence", "ours", "preset", "seed", *numbers, "same_verdict", "code"]
+    )
     for chapter in chapters:
         for page in chapter.pages:
             for preset, record in page.records.items():
+                code = "earlier" if page.outdated(preset) else "this"
                 for name, outcome in record.claims.items():
                     claim = chapter.claims.get(name)
                     kind = [claim.evidence, str(claim.ours).lower()] if claim else ["", ""]
                     found = [getattr(outcome, key) for key in numbers]
                     seeds = page.stability(name, preset)
-                    lines.writerow([page.paper, page.name, name, *kind, preset, record.seed, *found, seeds])
+                    lines.writerow([page.paper, page.name, name, *kind, preset, record.seed, *found, seeds, code])
     return buffer.getvalue()
 
 
@@ -119,10 +122,15 @@ def failed_chip(page: Page, preset: str) -> str:
 
 
 def stale_chip(page: Page, preset: str) -> str:
-    """Return the mark of a run whose notebook was changed afterwards."""
-    stale = page.run.status == "stale" and preset == page.preset
+    """Return the mark of a run whose notebook was changed afterwards, or of a record that other code made."""
+    if page.run.status == "stale" and preset == page.preset:
+        word, why = "stale", "The notebook was changed after the run."
+    elif page.outdated(preset):
+        word, why = "earlier code", "The notebook's code was changed after this committed run."
+    else:
+        return ""
     name = "" if page.main else f"{page.name}: "
-    return f'<span class="verdict run-stale">! {text(name)}stale</span>' if stale else ""
+    return f'<span class="verdict run-stale" title="{why}">! {text(name)}{word}</span>'
 
 
 def _claims(chapter: Chapter, presets: list[str]) -> str:

@@ -13,7 +13,8 @@ from helpers.engine.contents import read_terms
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-PLAIN = {"control", "evidence", "margin", "record", "status", "study"}  # words of everyday English, not linked unasked
+# words of everyday English, or with another sense (a standard deviation, a threshold of a detector): not linked unasked
+PLAIN = {"control", "deviation", "evidence", "margin", "record", "status", "study", "threshold"}
 ELSEWHERE = (nodes.literal, nodes.literal_block, nodes.reference, pending_xref, nodes.title, nodes.math, nodes.raw)
 
 

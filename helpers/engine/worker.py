@@ -53,6 +53,7 @@ def work(
             progress_bar=False,
             cwd=source.parent,
             execution_timeout=cell_s,
+            shutdown_kernel="immediate",
         )
     except PapermillExecutionError as error:
         events.send(("end", "error", error.ename, error.evalue))

@@ -11,11 +11,13 @@ from bs4 import BeautifulSoup
 from docutils.nodes import Text
 
 from helpers.claims import Claim
-from helpers.engine.cards import failure_notice, picture
+from helpers.code import code_hash_of
+from helpers.engine.cards import card, failure_notice, picture
 from helpers.engine.cells import LONGEST_LINE, find_title, with_short_outputs, with_title
 from helpers.engine.charts import Chart, table_of, with_charts
 from helpers.engine.launch import buttons, offered
-from helpers.engine.pages import load_chapter
+from helpers.engine.loading import load_chapter
+from helpers.engine.scoreboard import stale_chip
 from helpers.engine.shown import first_sentence, with_folded_code
 from helpers.engine.tally import Tally
 from helpers.engine.terms import link_terms
@@ -63,6 +65,21 @@ def test_records_of_other_seeds_say_how_stable_a_verdict_is(run, tmp_path):
     chapter = load_chapter(folder, runs, results)
     assert any("good_coin.seed-2.json: not a complete record" in fault for fault in chapter.faults)
     assert chapter.main.fault("public") is None and "public" in chapter.main.records  # the record itself is good
+
+
+def test_a_committed_record_of_other_code_is_marked_everywhere(run, tmp_path):
+    folder, runs, _ = run
+    results = tmp_path / "results"
+    shutil.copytree(run[2], results)
+    place = results / "public" / "good_coin" / "good_coin.json"
+    content = json.loads(place.read_text())
+    for code, outdated in ((code_hash_of(folder / "good_coin.ipynb"), False), ("sha256:0", True), (None, True)):
+        place.write_text(json.dumps(content | {"card": content["card"] | {"code": code}}))
+        chapter = load_chapter(folder, runs, results)
+        page = chapter.main
+        assert page.outdated("public") is outdated and not page.outdated("reduced") and not page.outdated("full")
+        assert ("earlier code" in card(page, chapter, {})) is outdated
+        assert ("earlier code" in stale_chip(page, "public")) is outdated and not stale_chip(page, "reduced")
 
 
 def test_a_failed_run_is_not_covered_up_and_a_changed_run_speaks_for_no_preset(run):
@@ -166,14 +183,21 @@ def test_the_card_is_filled_and_its_buttons_lead_to_the_source(fixture_book, fix
     card = page.select_one(".chapter-card")
     first = card.find()
     assert first["class"] == ["findings"] and "The coin falls on heads <too> often. ✓ reproduced" in first.text
-    assert "0.71 [0.62, 0.79]" in first.text and "greater than 0.5" in first.text and "(public)" in first.text
+    assert (
+        "0.71 [0.62, 0.79]" in first.text
+        and "greater than 0.5" in first.text
+        and "(public, earlier code)" in first.text
+    )
     assert first.svg["aria-label"] == "interval 0.62 to 0.79; reproduced is greater than 0.5"
     assert first.svg["role"] == "img" and len(first.select("li")) == 1
     assert card.select_one(".card-reading").text == "Reading time: 1 minute, without the code."
     counted = (
         "1 of 3 claims measured: 1 reproduced. Not counted: 1 claim recomputed or derived and 1 statement of ours."
     )
-    assert [p.text for p in card.select(".card-verdict")] == [f"reduced (this page) {counted}", f"public {counted}"]
+    assert [p.text for p in card.select(".card-verdict")] == [
+        f"reduced (this page) {counted}",
+        f"public (earlier code) {counted}",
+    ]
     study = card.select_one(".card-studies a")
     assert (study.text, study["href"]) == ("A second throw", "second_throw.html")
     assert "1 of 1 claim measured: 1 inconclusive." in card.select_one(".card-studies").text
@@ -352,8 +376,10 @@ def test_the_section_on_claims_starts_with_a_picture_of_each(fixture_book):
     assert overview["class"] == ["claims-overview"] and len(page.select(".claims-overview")) == 1
     found = [item.get_text(" ", strip=True) for item in overview.select("li")]
     assert [item.split()[0] for item in found] == ["C1", "C2", "C3", "C4"]  # C5 is the other notebook's
-    assert "tails & <others>. ✓ reproduced 0.71 [0.62, 0.79]; rule: greater than 0.5 (public)" in found[0]
-    assert found[1].endswith("– not testable here no 2nd coin (public)") and found[2].endswith("(public, recomputed)")
+    assert "tails & <others>. ✓ reproduced 0.71 [0.62, 0.79]; rule: greater than 0.5 (public, earlier code)" in found[0]
+    assert found[1].endswith("– not testable here no 2nd coin (public, earlier code)") and found[2].endswith(
+        "(public, recomputed, earlier code)"
+    )
     drawn = [[svg["aria-label"] for svg in item.select("svg[role=img]")] for item in overview.select("li")]
     assert [len(one) for one in drawn] == [1, 0, 1, 1]
     assert not page_of(fixture_book, "killed_coin").select(".claims-overview")
@@ -390,7 +416,7 @@ def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_boo
     assert rows == [
         [
             "2 of 4 measured 1 ✓ reproduced 1 ≈ inconclusive 1 – not testable here and 1 not measured, 1 ours",
-            "1 of 4 measured 1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours",
+            "1 of 4 measured 1 ✓ reproduced 1 – not testable here and 1 not measured, 1 ours ! earlier code",
         ],
         ["! run failed: killed", "not run"],
         ["! run failed: error", "not run"],
@@ -411,6 +437,7 @@ def test_the_scoreboard_has_a_column_per_preset_and_hides_no_failure(fixture_boo
     main = [("good_coin", preset, f"C{number}") for preset in ("reduced", "public") for number in (1, 2, 3, 4)]
     assert [(r["notebook"], r["preset"], r["claim"]) for r in lines] == [*main, ("second_throw", "reduced", "C5")]
     assert (lines[0]["same_verdict"], lines[3]["ours"], lines[2]["evidence"]) == ("4 of 5 seeds", "true", "recomputed")
+    assert {(r["preset"], r["code"]) for r in lines} == {("reduced", "this"), ("public", "earlier")}
 
 
 def test_a_planned_chapter_without_folder_is_left_out(fixture_book):

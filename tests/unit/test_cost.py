@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers.engine.cost import CARDS, fill_cost
-from helpers.engine.pages import load_chapter
+from helpers.engine.loading import load_chapter
 
 QUICK = Path(__file__).resolve().parents[1] / "fixtures" / "chapters" / "quick"
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import commit
 from helpers.commit import installed_commit, source_commit
 from helpers.engine.launch import commit_of, offered
-from helpers.engine.pages import load_chapter
+from helpers.engine.loading import load_chapter
 from tests.launch import ADDRESS, bare_environment, clean, git
 
 ROOT = Path(__file__).resolve().parents[2]

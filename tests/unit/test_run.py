@@ -1,11 +1,14 @@
 """A run: parameters, streams, claims, the gate, and a record that appears only on success."""
 
 import json
+import random
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from IPython.lib.pretty import pretty
 
 from helpers import Estimate, Run
 from helpers.engine.calibrate import as_yaml, expectations
@@ -47,6 +50,18 @@ def namespace(**values):
 
 def test_parameters_are_the_annotated_plain_values(chapter):
     assert Run("toy", namespace()).parameters == {"preset": "reduced", "seed": 0, "n_items": 3}
+
+
+def test_a_run_seeds_every_generator_and_prints_plain_numbers(chapter):
+    def drawn(seed):
+        Run("toy", namespace(seed=seed))
+        return random.random(), np.random.random(), float(torch.rand(()))
+
+    first, again, other = drawn(3), drawn(3), drawn(4)
+    assert first == again and not set(first) & set(other)
+    assert torch.get_num_threads() == 1
+    assert repr({"half": np.float64(0.5)}) == "{'half': 0.5}"
+    assert pretty({"gain": Estimate(0.51234, 0.25, 1.0, 7)}) == "{'gain': 0.512 [0.25, 1]}"
 
 
 @pytest.mark.parametrize("values", [{"seed": "x"}, {"preset": 3}])

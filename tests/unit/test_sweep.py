@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,8 @@ from helpers.engine.plan import Run, is_current, seconds_of, seeds_of
 from helpers.engine.sweep import collect, load_sweep, plan, stale_lock
 from helpers.engine.sweeps_page import fill_sweeps
 from helpers.parameters import BadRequestError
-from helpers.record import Record
+from helpers.record import Metric, Outcome, Record
+from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "tests" / "fixtures" / "chapters" / "quick"
@@ -229,6 +231,22 @@ def test_a_good_run_is_current_until_something_that_it_depends_on_changes(root):
     assert not is_current(Judgement("stale", "", found, later), notebook, {"seed": 0})
     assert not is_current(Judgement("ok", "", found, {"started": "2020-01-01T00:00:00+00:00"}), notebook, {"seed": 0})
     assert not is_current(Judgement("ok", "", found, {}), notebook, {"seed": 0})
+
+
+def test_a_run_of_calibration_that_left_the_expected_values_is_not_current(root):
+    notebook = root / "notebooks/quick/quick.ipynb"
+    expected = load_expected(notebook.parent, "quick")
+    values = expected.parameters | {"seed": 0}
+    metrics = {name: Metric(value=wanted.mean, null=wanted.null) for name, wanted in expected.metrics.items()}
+    claims = {name: Outcome(verdict=seen[0]) for name, seen in expected.claims.items()}
+    found = Record(
+        paper="quick", notebook="quick", preset="reduced", parameters=values, metrics=metrics, claims=claims, card={}
+    )
+    good = Judgement("ok", "", found, {"started": "2099-01-01T00:00:00+00:00"})
+    assert is_current(good, notebook, values)
+    metrics["share_of_heads"] = Metric(value=expected.metrics["share_of_heads"].mean + 0.2)
+    left = replace(good, record=found.model_copy(update={"metrics": metrics}))
+    assert not is_current(left, notebook, values)
 
 
 def test_the_length_of_a_run_is_that_of_the_last_one_or_of_the_budget(root, tmp_path):
