@@ -41,6 +41,7 @@ NAMES = [
     "svamp_items",
     "other_problems",
     "whole_states",
+    "scrambled",
 ]
 DOWN = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
 
@@ -272,6 +273,13 @@ def test_adapters_are_stored_and_read(lm, tmp_path):
     (tmp_path / "clean-0.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="not the file that the manifest names"):
         nb.stored_adapter("clean", 0)
+
+
+def test_noise_is_as_large_as_the_adapter(nb):
+    adapter = torch.randn(2, 64, generator=dice()), torch.randn(2, 32, generator=dice(1))
+    noise = nb.scrambled(adapter, dice(2))
+    for part, other in zip(adapter, noise, strict=True):
+        assert torch.allclose(part.norm(dim=1), other.norm(dim=1)) and not torch.allclose(part, other)
 
 
 def test_benchmark_is_fixed_and_has_no_marks(nb):
