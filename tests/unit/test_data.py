@@ -91,6 +91,15 @@ def test_a_derived_file_has_no_address(register):
         fetch("toy/table.csv")
 
 
+def test_a_registry_that_changes_is_read_anew(register):
+    register(url=None, git_blob=BLOB)
+    known = data.registry("toy")
+    known.clear()  # the caller's own
+    assert data.source("toy/table.csv").digest == f"git-blob:{BLOB}"
+    register(url=None, git_blob=BLOB[::-1])
+    assert data.source("toy/table.csv").digest == f"git-blob:{BLOB[::-1]}"
+
+
 def test_unknown_names_and_wrong_registries(register):
     register(url=None, git_blob=BLOB)
     with pytest.raises(KeyError, match=r"toy/other.csv: not registered; toy/data.yaml has table.csv"):
