@@ -1,5 +1,6 @@
 """The page of the book on sweeps: each committed table of `results/sweeps` as text, table and picture."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def _picture(name: str, sweep: Sweep, found: dict[str, tuple[Any, Any]], extra: 
     def draw(figure: Any) -> None:
         for place, (axis, one) in enumerate(zip(figure.subplots(1, 2, sharey=True), measures, strict=True)):
             figures.forest(axis, {said: estimates[place] for said, estimates in found.items()})
-            axis.set_title(one.label, fontsize=8)
+            axis.set_title(textwrap.fill(one.label, 32), fontsize=8)  # two titles stand side by side
 
     images = figures.render(draw, (8.0, 1.0 + 0.28 * len(found)))
     alt = (
