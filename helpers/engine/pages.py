@@ -108,14 +108,16 @@ class Page:
     def stability(self, claim: str, preset: str) -> str:
         """Return for how many seeds a claim had the verdict of the record, such as "4 of 5 seeds".
 
-        The seeds are those of the calibration, or of the committed records of the same run with other seeds.
+        The seeds are those of the calibration, or of the committed records of the same run, by the same code, with
+        other seeds.
         """
         outcome = self.records[preset].claims.get(claim) if preset in self.records else None
         if outcome is None or outcome.verdict == NOT_TESTABLE:
             return ""
         verdicts = self.expected.claims.get(claim) if self.expected and self.expected.preset == preset else None
         if not verdicts:
-            others = [record.claims[claim] for record in self.repeats.get(preset, []) if claim in record.claims]
+            code, repeats = self.records[preset].card.get("code"), self.repeats.get(preset, [])
+            others = [r.claims[claim] for r in repeats if claim in r.claims and r.card.get("code") == code]
             verdicts = [one.verdict for one in (outcome, *others)] if others else []
         if not verdicts:
             return ""

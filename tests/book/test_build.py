@@ -45,12 +45,16 @@ def test_a_chapter_knows_its_notebooks_and_which_claim_is_whose(run):
     assert chapter.main.stability("C1", "reduced") == "4 of 5 seeds" and not chapter.main.stability("C1", "public")
 
 
+def copied_results(run, tmp_path):
+    """The committed records, to be damaged: their folder, and the main notebook's public one with its content."""
+    results = shutil.copytree(run[2], tmp_path / "results")
+    place = results / "public" / "good_coin" / "good_coin.json"
+    return results, place, json.loads(place.read_text())
+
+
 def test_records_of_other_seeds_say_how_stable_a_verdict_is(run, tmp_path):
     folder, runs, _ = run
-    results = tmp_path / "results"
-    shutil.copytree(run[2], results)
-    first = results / "public" / "good_coin" / "good_coin.json"
-    content = json.loads(first.read_text())
+    results, first, content = copied_results(run, tmp_path)
     for seed, verdict in ((1, content["claims"]["C1"]["verdict"]), (2, "inconclusive")):
         claims = content["claims"] | {"C1": content["claims"]["C1"] | {"verdict": verdict}}
         other = content | {"claims": claims, "parameters": content["parameters"] | {"seed": seed}}
@@ -58,6 +62,11 @@ def test_records_of_other_seeds_say_how_stable_a_verdict_is(run, tmp_path):
     chapter = load_chapter(folder, runs, results)
     assert not chapter.faults and chapter.main.stability("C1", "public") == "2 of 3 seeds"
     assert list(chapter.main.committed) == ["public"]
+
+    other = first.with_name("good_coin.seed-2.json")  # made by other code: it says nothing of this one's verdict
+    made = json.loads(other.read_text())
+    other.write_text(json.dumps(made | {"card": made["card"] | {"code": "sha256:0"}}))
+    assert load_chapter(folder, runs, results).main.stability("C1", "public") == "2 of 2 seeds"
 
     first.with_name("good_coin.seed-2.json").write_text(json.dumps(content))  # the same seed once more
     assert any("not the run of good_coin.json" in fault for fault in load_chapter(folder, runs, results).faults)
@@ -69,10 +78,7 @@ def test_records_of_other_seeds_say_how_stable_a_verdict_is(run, tmp_path):
 
 def test_a_committed_record_of_other_code_is_marked_everywhere(run, tmp_path):
     folder, runs, _ = run
-    results = tmp_path / "results"
-    shutil.copytree(run[2], results)
-    place = results / "public" / "good_coin" / "good_coin.json"
-    content = json.loads(place.read_text())
+    results, place, content = copied_results(run, tmp_path)
     for code, outdated in ((code_hash_of(folder / "good_coin.ipynb"), False), ("sha256:0", True), (None, True)):
         place.write_text(json.dumps(content | {"card": content["card"] | {"code": code}}))
         chapter = load_chapter(folder, runs, results)
