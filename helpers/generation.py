@@ -2,8 +2,7 @@
 
 What samples have in common is computed once: the prompt, and every token until they first differ, so that twenty
 samples that agree cost about as much as one. Finished samples leave the batch. Every sample has its own uniform
-numbers, drawn before the work is cut into batches, so that batch sizes do not change what is sampled (up to rounding of
-the logits).
+numbers, drawn before the work is cut into batches: up to rounding, batch sizes do not change what is sampled.
 """
 
 import copy
@@ -123,8 +122,8 @@ def generate(
     rows: list[list[dict[str, Any]]] = [[] for _ in ids]
 
     def sample(chosen: Sequence[int]) -> None:
-        numbers = uniform[list(chosen)].flatten(0, 1)
-        batch = _run_batch(lm, [ids[i] for i in chosen], numbers, shared, len(head), settings)
+        prompts, numbers = [ids[i] for i in chosen], uniform[list(chosen)].flatten(0, 1)
+        batch = _run_batch(lm, prompts, numbers, shared, len(head), settings)
         for position, i in enumerate(chosen):
             rows[i] = batch[position * n_samples : (position + 1) * n_samples]
 
@@ -179,11 +178,10 @@ def _run_batch(
     A row of the model's batch is a prompt with a continuation; all samples that have said just this may share it.
     """
     eos, device, steps = cast(int, lm.tokenizer.eos_token_id), lm.device, settings.max_new_tokens
-    k = len(settings.temperatures)
     logits, mask, cache = _prefill(lm, ids, shared, n_head)
-    row = torch.arange(len(ids), device=device).repeat_interleave(k)  # of each sample that is still in the batch
     temperature, uniform = settings.temperatures.repeat(len(ids)).to(device), uniform.to(device)
-    live = torch.arange(len(ids) * k, device=device)  # these samples
+    live = torch.arange(len(ids) * len(settings.temperatures), device=device)  # samples that are still in the batch
+    row = live // len(settings.temperatures)  # of each of them
     tokens = torch.full((len(live), steps), eos, device=device)
     drawn = tokens.clone()  # with the token that a forced end replaces: the texts are made from it
     logprobs, partitions = (torch.zeros(len(live), steps, device=device) for _ in range(2))
@@ -202,8 +200,11 @@ def _run_batch(
         over = bool(done.all())
         if over and not settings.modules:
             break
-        parent, new = row, token  # of each row of the next step
-        row = torch.arange(len(row), device=device)
+        parent, new, row = (
+            row,
+            token,
+            torch.arange(len(row), device=device),
+        )  # parent, new: of each row of the next step
         if settings.share:
             said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
             parent, new = said // logits.shape[-1], said % logits.shape[-1]
@@ -247,8 +248,7 @@ def _split(
             text = text.split(end)[0]
         return text
 
-    parts = {name: cut(values) for name, values in {"ids": tokens, **columns}.items()}
-    texts = [text_of(tuple(row[:length])) for row, length in zip(drawn.tolist(), lengths.tolist(), strict=True)]
-    return [
-        {"text": text, **dict(zip(parts, row, strict=True))} for text, *row in zip(texts, *parts.values(), strict=True)
-    ]
+    said = zip(drawn.tolist(), lengths.tolist(), strict=True)
+    parts = {"text": [text_of(tuple(row[:length])) for row, length in said], "ids": cut(tokens)}
+    parts |= {name: cut(values) for name, values in columns.items()}
+    return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]

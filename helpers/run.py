@@ -4,7 +4,6 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +162,7 @@ class Run:
             self._outcomes[name] = Outcome(verdict="inconclusive", n=estimate.n, reason=reason)
             return "inconclusive"
         verdict = self.claims[name].verdict(estimate)
-        self._outcomes[name] = Outcome(verdict=verdict, **asdict(estimate))
+        self._outcomes[name] = Outcome(verdict=verdict, **vars(estimate))
         return verdict
 
     def figure(
