@@ -129,8 +129,8 @@ def stale_chip(page: Page, preset: str) -> str:
         word, why = "earlier code", "The notebook's code was changed after this committed run."
     else:
         return ""
-    name = "" if page.main else f"{page.name}: "
-    return f'<span class="verdict run-stale" title="{why}">! {text(name)}{word}</span>'
+    said = word if page.main else f"{page.name}: {word}"
+    return f'<span class="verdict run-stale" title="{why}">! {text(said)}</span>'
 
 
 def _claims(chapter: Chapter, presets: list[str]) -> str:

@@ -31,6 +31,10 @@ def fill_sweeps(template: str, root: Path, extra: Path) -> tuple[str, list[str]]
             parts.append(_section(path.stem, load_sweep(path.stem, root), root, extra))
         except (BadRequestError, OSError, ValueError, KeyError) as error:
             faults.append(f"sweeps/{path.stem}: {' '.join(str(error).split())}")
+    # one notebook, so that the figures of the page are numbered through
+    notebook = {"cells": [{"outputs": [{"data": {"text/html": part}}]} for part in parts]}
+    notebook, _ = with_captions(notebook, extra / "figures" / "sweeps", "../figures/sweeps")
+    parts = [cell["outputs"][0]["data"]["text/html"] for cell in notebook["cells"]]
     return template.replace(PLACE, "\n\n".join(parts) or "There are no sweeps yet."), faults
 
 
@@ -60,7 +64,7 @@ def _section(name: str, sweep: Sweep, root: Path, extra: Path) -> str:
     link = f"<a href='../records/sweeps/{target.name}' download>{target.name}</a>"
     columns = ("Setting", sweep.validation.label, sweep.test.label)
     cells = [(said, *(str(one) for one in estimates)) for said, estimates in found.items()]
-    picture = _picture(name, sweep, found, extra)
+    picture = _picture(name, sweep, found)
     return "\n\n".join([*head, picture, table(columns, cells, "sweep"), f"{cost} Every run as a table: {link}."])
 
 
@@ -89,8 +93,8 @@ def _best(found: dict[str, tuple[Any, Any]], sweep: Sweep) -> str:
     )
 
 
-def _picture(name: str, sweep: Sweep, found: dict[str, tuple[Any, Any]], extra: Path) -> str:
-    """Validation and test side by side, one row a setting, as HTML; the images lie in files of their own."""
+def _picture(name: str, sweep: Sweep, found: dict[str, tuple[Any, Any]]) -> str:
+    """Validation and test side by side, one row a setting, as HTML."""
     from helpers import figures
 
     measures = (sweep.validation, sweep.test)
@@ -104,7 +108,4 @@ def _picture(name: str, sweep: Sweep, found: dict[str, tuple[Any, Any]], extra: 
     alt = (
         f"{sweep.title}: {measures[0].label} and {measures[1].label}, mean and interval over seeds, one row a setting."
     )
-    html = figures.html(images, f"sweep-{name}", alt)
-    cell = {"outputs": [{"data": {"text/html": html}}]}
-    notebook, _ = with_captions({"cells": [cell]}, extra / "figures" / "sweeps", "../figures/sweeps")
-    return notebook["cells"][0]["outputs"][0]["data"]["text/html"]
+    return figures.html(images, f"sweep-{name}", alt)

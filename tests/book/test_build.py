@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -86,6 +87,7 @@ def test_a_committed_record_of_other_code_is_marked_everywhere(run, tmp_path):
         assert page.outdated("public") is outdated and not page.outdated("reduced") and not page.outdated("full")
         assert ("earlier code" in card(page, chapter, {})) is outdated
         assert ("earlier code" in stale_chip(page, "public")) is outdated and not stale_chip(page, "reduced")
+        assert ("! study: earlier code<" in stale_chip(replace(page, name="study"), "public")) is outdated
 
 
 def test_a_failed_run_is_not_covered_up_and_a_changed_run_speaks_for_no_preset(run):

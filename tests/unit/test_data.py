@@ -100,6 +100,15 @@ def test_a_registry_that_changes_is_read_anew(register):
     assert data.source("toy/table.csv").digest == f"git-blob:{BLOB[::-1]}"
 
 
+def test_a_registry_is_parsed_once_however_many_files_are_asked_for(register, monkeypatch):
+    register(url=None, git_blob=BLOB)
+    parsed, parse = [], data.read_yaml
+    monkeypatch.setattr(data, "read_yaml", lambda path: (parsed.append(path), parse(path))[1])
+    for _ in range(5):
+        data.source("toy/table.csv")
+    assert len(parsed) == 1
+
+
 def test_unknown_names_and_wrong_registries(register):
     register(url=None, git_blob=BLOB)
     with pytest.raises(KeyError, match=r"toy/other.csv: not registered; toy/data.yaml has table.csv"):
