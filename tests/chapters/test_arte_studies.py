@@ -1,30 +1,25 @@
 """ARTE, the two studies: questions against plain solvers, shared keys against whole texts, agreement, sums."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fake_run import FakeRun
+from lift import lift
+from tiny import tiny_llama, word_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+from helpers.models import LanguageModel
 
-from fake_run import FakeRun  # noqa: E402
-from lift import lift  # noqa: E402
-from tiny import tiny_llama, word_tokenizer  # noqa: E402
-
-from helpers.models import LanguageModel  # noqa: E402
-
-FOLDER = "drafts/arte"
+FOLDER = Path("notebooks/arte")
 NAMES = ["boolean", "lies", "navigate", "demonstration", "asked", "margins", "agree", "both_ends", "fit_2pl"]
 
 
 @pytest.fixture(scope="module")
 def nb() -> SimpleNamespace:
-    return lift(f"{FOLDER}/preferences.ipynb", NAMES, {"run": FakeRun()})
+    return lift(FOLDER / "preferences.ipynb", NAMES, {"run": FakeRun()})
 
 
 def drawn(make, n: int = 200) -> list:
@@ -85,7 +80,7 @@ def test_agreement_counts_ties_in_parts(nb):
 
 
 def test_a_lead_has_the_error_of_two_shares():
-    lead = lift(f"{FOLDER}/tables.ipynb", ["lead"]).lead
+    lead = lift(FOLDER / "tables.ipynb", ["lead"]).lead
     rng = np.random.default_rng(0)
     gaps = 100 * (rng.binomial(500, 0.6, 4000) - rng.binomial(500, 0.5, 4000)) / 500
     found = lead(60, 50, 500)
