@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fake_run import FakeRun
-from lift import lift
+from lift import lift, sabotage
 from tiny import tiny_llama, word_tokenizer
 
 from helpers.models import LanguageModel
@@ -85,3 +85,17 @@ def test_a_lead_has_the_error_of_two_shares():
     gaps = 100 * (rng.binomial(500, 0.6, 4000) - rng.binomial(500, 0.5, 4000)) / 500
     found = lead(60, 50, 500)
     assert found.value == 10 and (found.high - found.low) / 2 == pytest.approx(1.96 * gaps.std(), rel=0.05)
+
+
+@pytest.mark.sabotage
+def test_examples_without_their_answer_are_noticed():
+    """The demonstration ends before its answer: nothing can pull the student, and nothing is scored for minutes."""
+    error = sabotage("arte", {"Answer: {example.answer}": "Answer:"}, notebook="preferences")
+    assert error.startswith("RegressionError") and "pull of the example's answer" in error
+
+
+@pytest.mark.sabotage
+def test_a_wrong_digit_is_noticed():
+    """One of the typed numbers is a point too low."""
+    error = sabotage("arte", {"53.87, 43.44]": "53.87, 42.44]"}, notebook="tables")
+    assert error.startswith("RegressionError") and "lead over vanilla" in error
