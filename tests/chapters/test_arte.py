@@ -402,7 +402,15 @@ def test_examples_learn_the_rationale_only(nb, generator):
 
 
 TINY = {"n_worlds": 2, "n_sets": 1, "n_drafts": 12, "n_test": 50, "student_steps": 20, "teacher_steps": 20}
-TINY |= {"wide_steps": 20, "n_groups": 12, "tune_epochs": 1, "betas": [0.5], "dpo_rates": [1e-4], "dpo_epochs": [1]}
+TINY |= {
+    "wide_steps": 20,
+    "n_groups": 12,
+    "tune_epochs": 1,
+    "tune_runs": 2,
+    "betas": [0.5],
+    "dpo_rates": [1e-4],
+    "dpo_epochs": [1],
+}
 TINY |= {"group_rates": [2e-3], "group_steps": [2]}
 
 
