@@ -401,6 +401,121 @@ def test_examples_learn_the_rationale_only(nb, generator):
     assert not any(k for _, k in row[:start]) and all(k for _, k in row[start:])
 
 
+# The arms: texts that name their writer, and drafts that name themselves
+
+
+WRITERS = {"teacher": 1, "aligned": 2, "own": 3}
+
+
+def signed(w: str, questions: torch.Tensor, head: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A rationale that names its writer, in place of `write`."""
+    return torch.full((*questions.shape[:-1], 3), WRITERS[w])
+
+
+@pytest.fixture
+def world(nb, generator) -> SimpleNamespace:
+    """Drafts in four styles: the answer is right in one style or in none; style 2 is liked in task 0."""
+    many = some(nb, generator, (2, 4, 200))[0]
+    drafts = torch.stack([torch.stack([nb.distinct(task, 12) for task in one]) for one in many])
+    fourfold = drafts.repeat(1, 1, 4, 1)
+    style = torch.arange(4).repeat_interleave(12).expand(2, 4, -1)
+    meanings = torch.arange(24).expand(2, -1) % 4
+    good = nb.rationale_tokens(fourfold, meanings[:, None, None].expand(2, 4, 48, -1), style)
+    at = good == nb.WORDS.index("answer")
+    wrong = torch.where(at.roll(1, -1), (good - nb.WORDS.index("0") + 1) % 7 + nb.WORDS.index("0"), good)
+    planted = (torch.arange(48) // 12 == torch.arange(48) % 12 % 5).expand(2, 4, -1)  # none where the draft is 4 or 9
+    rationales = torch.where(planted[..., None], good, wrong)
+    s = torch.rand(2, 4, 12, 4, generator=generator)
+    s[:, 0, :, 2] += 1
+    given = {"run": FakeRun(), "device": CPU, "n_worlds": 2, "n_drafts": 12, "meanings": meanings, "drafts": drafts}
+    given |= {"fourfold": fourfold, "draft_rationales": rationales, "teacher": "teacher", "write": signed}
+    given["POOLS"] = torch.arange(12).view(4, 3)
+    return SimpleNamespace(given=given, s=s, drafts=drafts, style=style, planted=planted)
+
+
+def test_arms_without_dpo_hold_what_the_table_says(nb, world):
+    spare = some(nb, torch.Generator().manual_seed(9), (2, 4, 60))[0]
+    given = world.given | {"new_questions": lambda w, n, stream: (spare, None), "TABLE": TABLE}
+    lifted = lift(MAIN, ["fixed_arms", "are_right"], given)
+    arms, s, d = lifted.fixed_arms(world.s), world.s, torch.arange(12)
+    rows = given["draft_rationales"].unflatten(2, (4, 12))  # (worlds, tasks, styles, drafts, t)
+
+    def styles_of(name: str) -> torch.Tensor:
+        same = (rows == arms[name].rationales[:, :, None]).all(-1)
+        assert same.any(2).all(), "a rationale of another draft"
+        return same.int().argmax(2)
+
+    kept = ("random", "random worked", "correct", "original", "one style")
+    assert all(torch.equal(arms[name].questions, world.drafts) for name in kept)
+    assert torch.equal(styles_of("original"), s.argmax(-1)) and (styles_of("original")[:, 0] == 2).all()
+    assert torch.equal(styles_of("one style"), s.mean(2).argmax(-1)[..., None].expand(2, 4, 12))
+    assert styles_of("random worked").max() == 1 and len(set(styles_of("random").flatten().tolist())) == 4
+    hit = lifted.are_right(arms["correct"].questions, arms["correct"].rationales)
+    assert torch.equal(hit, (d % 5 < 4).expand(2, 4, -1))
+    best = s.mean(-1).topk(3).indices
+    for r, t in itertools.product(range(2), range(4)):
+        top = sorted(map(tuple, world.drafts[r, t][best[r, t]].tolist() * 4))
+        assert sorted(map(tuple, arms["filter"].questions[r, t].tolist())) == top
+        flat = s[r, t].T.flatten().topk(12).indices
+        wanted = sorted(map(tuple, given["draft_rationales"][r, t][flat].tolist()))
+        assert sorted(map(tuple, arms["best examples"].rationales[r, t].tolist())) == wanted
+    assert (arms["fresh, few"].rationales == WRITERS["teacher"]).all()
+    assert (arms["perfect"].questions[..., 1:] >= 0).sum(-1).eq(3).all()
+    assert lifted.are_right(arms["perfect"].questions, arms["perfect"].rationales).all()
+
+
+def test_arms_of_a_strength_have_their_writers(nb, world):
+    asked = some(nb, torch.Generator().manual_seed(3), (8, 4, 12))[0]  # four sources, two worlds
+    spare = some(nb, torch.Generator().manual_seed(4), (2, 4, 36))[0]
+    new = lambda w, n, stream: (asked, torch.ones(8)) if w == "aligned" else (spare, None)  # noqa: E731
+    given = world.given | {"new_questions": new, "select": lambda w, rows: "own", "well_formed": {}}
+    given["SOURCES"] = dict.fromkeys(("ARTE", "placebo", "swapped", "other's"))
+    arms = lift(MAIN, ["strength_arms"], given).strength_arms("aligned", "first")
+    for k, name in enumerate(given["SOURCES"]):
+        assert torch.equal(arms[name].questions, asked[2 * k : 2 * k + 2])
+        assert (arms[name].rationales == WRITERS["aligned"]).all()
+    assert (arms["fresh"].rationales == WRITERS["teacher"]).all()
+    assert (arms["questions only"].rationales == WRITERS["teacher"]).all()
+    assert torch.equal(arms["questions only"].questions, asked[:2])
+    assert torch.equal(arms["rationales only"].questions, world.drafts)
+    assert (arms["rationales only"].rationales == WRITERS["own"]).all()
+    assert given["well_formed"] == {"first": [1.0] * 4}
+
+
+def test_influence_is_that_of_the_groups_own_examples_on_its_own_task():
+    """The tuned student is known by its first token; what it is asked, by the first number of the question."""
+    tokens = torch.arange(12).view(2, 6, 1, 1).expand(2, 6, 3, 4)
+    task = torch.tensor([0, 1, 2, 3, 0, 1]).expand(2, -1)
+    tests = (10 * torch.arange(2)[:, None] + torch.arange(4))[..., None, None].expand(2, 4, 5, 5)
+    seen = {}
+
+    def tune(w, tokens, told, rate, batches):
+        seen["rows"], seen["recipe"] = tokens[:, 0, 0].tolist(), (rate, len(batches))
+        return "tuned"
+
+    def accuracy(w, questions, rules):
+        seen.setdefault("asked", []).append(questions[:, 0, 0].tolist())
+        return torch.full(questions.shape[:2], w == "tuned")
+
+    given = {"n_worlds": 2, "n_groups": 6, "student": "student", "meanings": torch.zeros(2, 24), "tests": tests}
+    given |= {"group_tokens": tokens, "group_told": tokens > 0, "group_task": task, "device": CPU, "IN_GROUP": 3}
+    given |= {"one_of": torch.arange(2)[:, None, None], "select": lambda w, rows: w, "tune": tune, "accuracy": accuracy}
+    gain = lift(MAIN, ["influence"], given).influence(2e-3, 7)
+    assert gain.shape == (2, 6, 5) and (gain == 1).all()
+    assert seen["rows"] == list(range(12)) and seen["recipe"] == (2e-3, 7)
+    assert seen["asked"][0] == [0, 1, 2, 3, 0, 1, 10, 11, 12, 13, 10, 11]
+
+
+def test_the_gate_opens_only_where_fine_tuning_lifts_and_data_matter():
+    def opened(vanilla: float, plain: float, best: float) -> bool:
+        rows = {("vanilla", None): vanilla, ("random", None): plain, ("perfect", None): best}
+        results = {"own": {key: np.array([value]) for key, value in rows.items()}}
+        return lift(MAIN, ["opened"], {"results": results}).opened("own")
+
+    assert opened(0.1, 0.3, 0.8)
+    assert not opened(0.1, 0.15, 0.8) and not opened(0.1, 0.3, 0.3)
+
+
 TINY = {"n_worlds": 2, "n_sets": 1, "n_drafts": 12, "n_test": 50, "student_steps": 20, "teacher_steps": 20}
 TINY |= {
     "wide_steps": 20,
