@@ -506,6 +506,21 @@ def test_influence_is_that_of_the_groups_own_examples_on_its_own_task():
     assert seen["asked"][0] == [0, 1, 2, 3, 0, 1, 10, 11, 12, 13, 10, 11]
 
 
+def test_a_killed_full_run_goes_on_after_its_last_training(tmp_path):
+    class FullRun(FakeRun):
+        path, parameters = tmp_path / "arte.json", {"preset": "full"}
+
+    kept = lift(MAIN, ["kept"], {"run": FullRun(), "preset": "full", "device": CPU}).kept
+    first = kept("students", lambda: {"embed": torch.arange(3.0)})
+    again = kept("students", lambda: 1 / 0)
+    assert torch.equal(first["embed"], again["embed"])
+    with pytest.raises(ZeroDivisionError):
+        kept("teachers", lambda: 1 / 0)
+    reduced = lift(MAIN, ["kept"], {"run": FullRun(), "preset": "reduced", "device": CPU}).kept
+    with pytest.raises(ZeroDivisionError):
+        reduced("students", lambda: 1 / 0)
+
+
 def test_the_gate_opens_only_where_fine_tuning_lifts_and_data_matter():
     def opened(vanilla: float, plain: float, best: float) -> bool:
         rows = {("vanilla", None): vanilla, ("random", None): plain, ("perfect", None): best}
