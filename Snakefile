@@ -144,8 +144,9 @@ rule finish:
         f"sweeps/{SWEEP}.yaml" if SWEEP else [str(p) for p in PAGES if p.is_file() and "__pycache__" not in p.parts],
     output:
         GOAL if SWEEP else touch(GOAL),
+    threads: 4
     params:
-        command=COLLECT if SWEEP else RENDER,
+        command=lambda wildcards, threads: COLLECT if SWEEP else [*RENDER, "--jobs", str(threads)],
     shell:
         "{params.command:q}"
 
