@@ -1,5 +1,6 @@
 """LLMAEL: the cases at the edge (nothing to read, no candidate, other scripts), and what each arm holds."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_run import FakeRun
 from lift import lift
 
@@ -92,16 +94,6 @@ def test_a_mention_whose_only_candidate_is_its_own_article_has_none():
     table = names.candidates(mentions)
     assert table.tolist() == [[1, -1], [-1, -1]]
     assert names.best_candidate(torch.ones(2, 3), table).tolist() == [1, -1]
-
-
-def test_trust_is_the_share_of_the_right_entity():
-    """By hand for two candidates; one candidate has all of it, and none gives 0, not NaN."""
-    scores = torch.tensor([[0.1, 0.0, 9.0], [0.1, 0.0, 9.0], [0.1, 0.0, 9.0], [0.5, 0.2, 0.2]])
-    given = {"scores_of": lambda vectors, linker: scores[: len(vectors)]}
-    given["rivals"] = {"test": torch.tensor([[0, 1], [2, -1], [-1, -1], [0, 1]])}
-    trust = take(MAIN, "trust", **given, gold={"test": torch.tensor([0, 2, 0, 1])}, TEMPERATURE=0.05).trust
-    assert trust(torch.zeros(4), None) == pytest.approx([1 / (1 + np.exp(-2)), 1, 0, 1 / (1 + np.exp(6))], rel=1e-5)
-    assert len(trust(torch.zeros(2), None)) == 2  # the first mentions of the test
 
 
 def test_nobody_is_mentioned_where_the_name_never_stands():
@@ -196,3 +188,32 @@ def test_the_exact_index_finds_the_same():
         want = (found == gold[:, None]).any(1).astype(float)
         got = recall_at(torch.tensor(asked) @ torch.tensor(base).T, torch.tensor(gold), k)
         assert got.tolist() == want.tolist()
+
+
+def test_the_gate_can_tell_these_effects_from_none():
+    """What the page says of its gate: which tolerances end short of zero."""
+    names = {"L1": "ideal_as_it_is", "L2": "of_fitting", "L3": "strategy_1_over_4", "L4": "ideal_over_placebos"}
+    names |= {"L2b": "of_fitting_unseen", "L3b": "strategy_1_over_4_long", "L4b": "ideal_last_over_placebos"}
+    names |= {"L5": "tail_minus_head_over_shuffled", "L5b": "tail_minus_head_over_original"}
+    names |= {"W1": "weak_writer", "W2": "weak_writer_over_repeated"}
+    known = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))["metrics"]
+    gated = {claim: known[f"gain_{name}"] for claim, name in names.items()}
+    apart = {claim for claim, one in gated.items() if one["mean"] > one["tolerance"]}
+    assert apart == {"L1", "L2", "L4", "L5", "W2"} and "control_gain_shuffled_last" not in known
+
+
+def test_the_page_reads_the_public_record():
+    """Values with intervals, as the text on the claims has them; a record that is made again shows here."""
+    record = json.loads(Path("results/public/llmael/llmael.json").read_text(encoding="utf-8"))
+    notebook = json.loads(MAIN.read_text(encoding="utf-8"))
+    page = next("".join(cell["source"]) for cell in notebook["cells"] if cell["id"] == "table-read")
+    numbers = {name: (c["value"], c["low"], c["high"]) for name, c in record["claims"].items()}
+    for name in ("gain_strategy_1_over_4_fits", "gain_tail_minus_head_over_original_decided"):
+        numbers[name] = (record["metrics"][name]["value"], *record["metrics"][name]["interval"])
+    told = [name for name in numbers if "{} [{}, {}]".format(*map(three, numbers[name])) in page]
+    assert told == ["L2b", "L3b", "L5b", "W1", *list(numbers)[-2:]]
+
+
+def three(number: float) -> str:
+    """Three decimals, without the zero in front."""
+    return f"{number:.3f}".replace("0.", ".")
