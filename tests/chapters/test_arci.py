@@ -430,6 +430,53 @@ def test_memory_layer_equals_the_library(nb, monkeypatch):
     torch.testing.assert_close(found, torch.tensor(GOLDEN["memory_layer"]["out"]), atol=2e-6, rtol=1e-5)
 
 
+def plain_states(gru, rows):
+    """States of a recurrent unit over rows (dim,), with loops, in float64."""
+    use = lambda part, x: x @ part.weight[0].double() + part.bias[0, 0].double()  # noqa: E731
+    d, states = len(rows[0]), [torch.zeros(len(rows[0]), dtype=torch.double)]
+    for x in rows:
+        r, z, n = use(gru.input, x).split(d)
+        hr, hz, hn = use(gru.state, states[-1]).split(d)
+        update, new = torch.sigmoid(z + hz), torch.tanh(n + torch.sigmoid(r + hr) * hn)
+        states.append(update * states[-1] + (1 - update) * new)
+    return states[1:]
+
+
+def plain_memory(net, sums, given):
+    """What the memory reads for one patient: query, bank, own visits; sums (t, dim), given (t, vocab)."""
+    states, bank = plain_states(net.gru, sums), net.bank[0].double()
+    query, own = states[-1], torch.zeros(len(bank), dtype=torch.double)
+    known = sum(w * row for w, row in zip((bank @ query).softmax(0), bank, strict=True))
+    if len(sums) > 1:
+        weights = torch.stack([state @ query for state in states[:-1]]).softmax(0)
+        own = sum(w * later for w, later in zip(weights, given[1:], strict=True))
+    return torch.cat([query, known, own @ bank])
+
+
+def plain_retain(net, sums, _):
+    """RETAIN's vector of one patient: both recurrent networks run from the last visit to the first."""
+    layer, back = net.layer, sums.flip(0)
+    use = lambda part, x: x @ part.weight[0].double() + part.bias[0, 0].double()  # noqa: E731
+    alpha = torch.stack([use(layer.alpha, h)[0] for h in plain_states(layer.alpha_gru, back)]).softmax(0)
+    beta = [torch.tanh(use(layer.beta, h)) for h in plain_states(layer.beta_gru, back)]
+    return sum(a * b * x for a, b, x in zip(alpha, beta, back, strict=True))
+
+
+@pytest.mark.parametrize(("name", "plain"), [("Memory", plain_memory), ("RETAIN", plain_retain)])
+def test_simpler_networks_equal_a_loop_over_patients(nb, name, plain):
+    """Patients of one to four visits, each by itself in float64; the golden values have four visits throughout."""
+    net = getattr(nb, name)(1, torch.Generator().manual_seed(0), 12, 8, dropout=0.0).eval()
+    past = torch.rand((9, 4, 12), generator=torch.Generator().manual_seed(1)) < 0.3
+    visits = torch.tensor([4, 3, 2, 1, 1, 2, 3, 4, 2])
+    past &= (torch.arange(4) < visits[:, None])[..., None]
+    with torch.no_grad():
+        logits = net(nb.Batch([], past[None].float(), visits[None]))[0][0]
+        for row, given, n in zip(logits, past.double(), visits.tolist(), strict=True):
+            read = plain(net, given[:n] @ net.weight[0].double(), given[:n])
+            wanted = read @ net.out.weight[0].double() + net.out.bias[0, 0].double()
+            torch.testing.assert_close(row.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_ranks_equal_the_released_ones_on_visits_with_enough_drugs(nb, choosing):
     """The release counts only visits with k true drugs; here all count, so the others are left out for once."""
     y, p, _ = golden_inputs()
