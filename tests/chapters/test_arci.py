@@ -20,6 +20,9 @@ from lift import lift, sabotage
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch import nn
 
+from helpers.parameters import BadRequestError
+from helpers.request import resolve
+
 FOLDER = "notebooks/arci"
 GOLDEN = json.loads((Path(__file__).parent / "arci_golden.json").read_text())
 RIVALS = ("RETAIN", "Transformer", "Memory")
@@ -1003,7 +1006,22 @@ def test_interaction_rates_have_one_value(demo, safety):
     assert demo.interaction_rate(y, pairs) == pytest.approx(wanted)
 
 
-# Larger presets, scaled down
+# Larger presets: what they need, and scaled down
+
+
+def test_the_memory_of_larger_presets_is_counted(nb):
+    """The rule's numbers are what is kept for a patient and a training; a request beyond the memory is refused."""
+    people = nb.generate(np.random.default_rng(1), 600, nb.make_world(np.random.default_rng(0)))
+    data, each = nb.build(torch.as_tensor(people.visits), new=True), vars(people).values()
+    twice = 2 * (sum(part.nbytes for part in each) + people.visits.nbytes)  # two kinds of worlds, visits once more
+    assert twice / 600 == pytest.approx(16000, rel=0.1)
+    curve = len(data.y) / 600 * 4  # a look's precision of each sample
+    assert curve == pytest.approx(13, rel=0.15) and curve * data.y.shape[1] == pytest.approx(1640, rel=0.15)
+    notebook = Path(FOLDER, "arci.ipynb")
+    for preset, more in (("gpu", "12"), ("full", "14")):
+        resolve(notebook, preset, 0)
+        with pytest.raises(BadRequestError, match="would not fit the memory of the preset"):
+            resolve(notebook, preset, 0, [("n_worlds", more)])
 
 
 @pytest.mark.slow
