@@ -98,7 +98,8 @@ def main_page(case="", name="", measure="", value=0.0):
     cells = {(c, "all", b): {"A1": point(a1), "A7": point(a7)} for (c, b), (a1, a7) in moves.items()}
     given = {"values": values, "found": found, "cells": cells, "BUDGETS": [1, 2, 4], "reach": point(0.05)}
     names = ["estimates", "gates", "gates-here", "rivals", "claims-of-models-here", "judged"]
-    return judge("arci", names, NETWORKS=dict.fromkeys(("ARCI", *RIVALS)), **given)
+    given |= {"NETWORKS": dict.fromkeys(("ARCI", *RIVALS)), "tasks": ("sums", "switches")}
+    return judge("arci", names, **given)
 
 
 def test_claims_of_the_main_page_read_their_own_numbers():
@@ -112,6 +113,8 @@ def test_claims_of_the_main_page_read_their_own_numbers():
     assert near(run.metrics["ARCI minus logistic"], 0.17)
     for name, value in (("ARCI", 0.4), ("memory", 0.34), ("RETAIN", 0.31), ("transformer", 0.32)):
         assert near(run.metrics[f"gain over popularity {name}"], value)
+    assert near(run.metrics["sums: memory minus logistic"], 0.11)
+    assert near(run.metrics["switches: ARCI minus logistic"], 0.22)
     gates = {claim: run.metrics[f"{claim}: lower end of the gate"] for claim in run.claims}
     assert gates == pytest.approx({"A1": 0.3, "A1b": 0.32, "A1c": 0.34, "A7": 0.3, "A7c": 0.05}, abs=1e-3)
 
