@@ -98,8 +98,7 @@ def main_page(case="", name="", measure="", value=0.0):
     cells = {(c, "all", b): {"A1": point(a1), "A7": point(a7)} for (c, b), (a1, a7) in moves.items()}
     given = {"values": values, "found": found, "cells": cells, "BUDGETS": [1, 2, 4], "reach": point(0.05)}
     names = ["estimates", "gates", "gates-here", "rivals", "claims-of-models-here", "judged"]
-    given |= {"NETWORKS": dict.fromkeys(("ARCI", *RIVALS)), "tasks": ("sums", "switches")}
-    return judge("arci", names, **given)
+    return judge("arci", names, NETWORKS=dict.fromkeys(("ARCI", *RIVALS)), **given)
 
 
 def test_claims_of_the_main_page_read_their_own_numbers():
@@ -113,8 +112,6 @@ def test_claims_of_the_main_page_read_their_own_numbers():
     assert near(run.metrics["ARCI minus logistic"], 0.17)
     for name, value in (("ARCI", 0.4), ("memory", 0.34), ("RETAIN", 0.31), ("transformer", 0.32)):
         assert near(run.metrics[f"gain over popularity {name}"], value)
-    assert near(run.metrics["sums: memory minus logistic"], 0.11)
-    assert near(run.metrics["switches: ARCI minus logistic"], 0.22)
     gates = {claim: run.metrics[f"{claim}: lower end of the gate"] for claim in run.claims}
     assert gates == pytest.approx({"A1": 0.3, "A1b": 0.32, "A1c": 0.34, "A7": 0.3, "A7c": 0.05}, abs=1e-3)
 
@@ -273,7 +270,6 @@ def sizes_page(popular=0.1):
 def test_more_patients_are_judged_by_the_gap_and_behind_its_gate():
     run = sizes_page()
     assert near(run.claims["A7b"], 0.2, high=0.35)
-    assert near(run.metrics["ARCI minus logistic, 99 patients"], 0.1)
     assert undecided(sizes_page(popular=0.6)) == {"A7b"}
 
 
@@ -291,26 +287,17 @@ def test_choices_on_test_are_the_mean_of_two_networks_on_groups_of_200():
         judge("choosing", ["batch-mates-claim"], mate_effect=lambda released: effects[True])
 
 
-def test_the_seven_released_thresholds_are_chosen_on_test():
-    """The regression is best at .3 on validation and at .5 on test; groups of patients disagree by nothing."""
-    y = torch.ones(W, 6, 1, dtype=torch.bool)
-    scores = torch.full((W, 6, 1), 0.45)  # a set with the drug up to the threshold .4
-    fits = {(99, name): [SimpleNamespace(held_scores=scores, scores=scores)] for name in ("logistic", "ARCI")}
+def test_a_threshold_on_test_is_compared_with_that_of_validation():
+    """Sets are right from .41 to .61 on test, from .11 to .31 on validation; with a threshold of .12 half is right."""
+    p = torch.tensor([0.61, 0.41]).expand(W, 6, 2)
+    y = torch.tensor([True, False]).expand(W, 6, 2)
+    fits = [SimpleNamespace(scores=p, held_scores=p - 0.3)]
     task = SimpleNamespace(train=SimpleNamespace(y=y[0]), held=torch.arange(6).expand(W, -1))
-    asked = []
-
-    def optimism(each, people, groups):
-        asked.append((each.shape, groups))
-        return each[3] - each[4]  # what .4 has over .5
-
-    given = {"tasks": {99: task}, "LARGE": 99, "found": fits, "y": y, "people": None, "GROUPS": 2, "CUTS": (2, 4)}
-    given |= {"chosen": lambda trials, part: getattr(trials[0], part), "optimism": optimism}
-    given |= {"jaccard": lambda a, b: (a & b).sum(-1).double(), "estimate": lambda each: seed_interval(each.mean(1))}
-    run = judge("choosing", ["released-cuts"], **given)
-    assert asked == [((7, W, 6), groups) for groups in (2, 4)] * 2
-    for name in ("logistic", "ARCI"):
-        assert near(run.metrics[f"optimism of a threshold, {name}"], 1.0)
-        assert near(run.metrics[f"best threshold on test, {name}"], 0.0)
+    given = {"tasks": {99: task}, "LARGE": 99, "found": {(99, m): fits for m in ("logistic", "ARCI")}, "y": y}
+    given |= {"chosen": lambda trials, part: getattr(trials[0], part), "hit_at": lambda *_: torch.ones(1)}
+    given["jaccard"] = lambda a, b: (a & b).sum(-1) / (a | b).sum(-1).clamp(min=1)
+    run = judge("choosing", ["thresholds"], **given)
+    assert near(run.metrics["inflation threshold"], 0.5)
 
 
 # The open sample
