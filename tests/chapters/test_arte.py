@@ -567,6 +567,8 @@ def test_exchanged_sides_of_the_pairs_are_noticed():
 @pytest.mark.sabotage
 def test_discriminations_without_abilities_are_noticed():
     """A 2PL whose respondents are all alike."""
-    broken = {"(ability[..., None] - difficulty[:, None])\n        prior": "(-difficulty[:, None])\n        prior"}
+    broken = {
+        "(ability[..., None] - difficulty[:, None])\n        prior": "(0 * ability[..., None] - difficulty[:, None])\n        prior"
+    }
     error = sabotage("arte", broken)
     assert error.startswith("RegressionError") and "recovered discriminations" in error
