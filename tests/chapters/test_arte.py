@@ -567,8 +567,6 @@ def test_exchanged_sides_of_the_pairs_are_noticed():
 @pytest.mark.sabotage
 def test_discriminations_without_abilities_are_noticed():
     """A 2PL whose respondents are all alike."""
-    broken = {
-        "(ability[..., None] - difficulty[:, None])\n        prior": "(0 * ability[..., None] - difficulty[:, None])\n        prior"
-    }
+    broken = {"log_a.exp()[:, None] * (ability": "log_a.exp()[:, None] * (0 * ability"}
     error = sabotage("arte", broken)
     assert error.startswith("RegressionError") and "recovered discriminations" in error
