@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,7 +45,14 @@ NAMES = [
     "SIZES",
     "logistic",
     "difference",
-    "foreign_mean",
+    "off",
+    "on_others",
+    "common_start",
+    "number_logprob",
+    "gain",
+    "same_place",
+    "known",
+    "reworded",
     "position",
     "areas",
     "states_of",
@@ -364,11 +372,72 @@ def test_positions_by_brute_force(nb):
     scores = np.random.default_rng(0).random((5, len(nb.KINDS), 5))
     kept = [0, 1, 3]
     mean = [np.mean([scores[i, k, j] for i in kept for j in kept if i != j]) for k in range(len(nb.KINDS))]
-    assert nb.foreign_mean(scores, kept) == pytest.approx(mean)
+    assert nb.off(scores[:, 2], kept) == pytest.approx(mean[2])
     by_kind = dict(zip(nb.KINDS, mean, strict=True))
     whole = by_kind["contaminated"] - by_kind["clean"]
     assert nb.position(scores, "svamp", kept) == pytest.approx((by_kind["svamp"] - by_kind["clean"]) / whole)
     assert nb.position(scores, "contaminated") == 1 and nb.position(scores, "clean") == 0
+
+
+def test_interval_on_other_models_covers_where_models_differ(nb):
+    """Rows and columns that vary both; a t interval over rows covers half of the time here."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        rows, columns = rng.standard_normal((2, 5))
+        one = nb.on_others(0.3 * rows[:, None] + columns + 0.3 * rng.standard_normal((5, 5)))
+        hits += one.low <= 0 <= one.high
+    assert 0.9 < hits / 300 < 0.99
+
+
+def test_a_table_without_spread_gets_an_interval_over_models(nb):
+    table = np.ones((5, 5)) - np.eye(5) / 2  # the own pairs do not count
+    one = nb.on_others(table)
+    assert (one.value, one.n, one.high) == (1, 10, 1) and 0.72 < one.low < 0.73
+
+
+def test_only_the_tokens_of_the_number_count(lm, tokenizer):
+    nb = page(lm)
+    left, right = nb.encode("How many?", "#### 17")
+    form = nb.common_start(nb.encode("?", "#### 1")[1], nb.encode("?", "#### 2")[1])
+    assert tokenizer.decode(right[form:-1]).strip() == "17"
+    told = {("clean", 0, "final"): (None, nb.read([(left, right), nb.encode("And?", "#### 2")])[1])}
+    told["contaminated", 0, "final"] = (None, [values + 1 for values in told["clean", 0, "final"][1]])
+    made = page(lm, told=told)
+    want = torch.cat([values[form:-1, 0] for values in told["clean", 0, "final"][1]]).mean()
+    assert made.number_logprob("clean", 0, "final") == pytest.approx(want.item())
+    assert made.gain("final", 0, "clean") == pytest.approx(1)
+
+
+def test_same_place_counts_clean_pairs_among_the_models(lm):
+    def one(index):
+        return {"last token": torch.eye(4)[[index, index]]}
+
+    nb = page(lm, null={(1, 0): one(2), (2, 0): one(2), (2, 1): one(3)}, common=2)
+    assert (
+        nb.same_place([0, 1]) == 1 and nb.same_place([1, 2]) == 0 and nb.same_place([0, 1, 2]) == pytest.approx(2 / 3)
+    )
+
+
+def test_likelihood_is_that_of_the_solution_and_of_its_lower_case(lm):
+    logits = torch.randn(5, 7, generator=dice())
+    upper, lower = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([6, 5, 4, 3, 2])
+    told = {}
+    nb = page(lm, told=told, fresh=[("q", "One Two THREE")])
+    for name, tokens in (("unseen", upper), ("lower", lower)):
+        told["clean", 0, name] = (None, [nb.token_values(logits, tokens)])
+    row = nb.known("clean", 0).iloc[0]
+    logp = logits.double().log_softmax(-1)
+    own = logp[torch.arange(5), upper]
+    assert row["perplexity"] == pytest.approx(own.mean().item(), rel=1e-5)
+    assert row["lowercase"] == pytest.approx(logp[torch.arange(5), lower].mean().item(), rel=1e-5)
+    assert row["zlib"] == pytest.approx(own.sum().item() / len(zlib.compress(b"One Two THREE")), rel=1e-5)
+    standard = []  # min-k++, formula 3 of its paper, by loops
+    for at, token in enumerate(upper.tolist()):
+        p = logp[at].exp()
+        mean = sum(p[k] * logp[at, k] for k in range(7))
+        spread = math.sqrt(sum(p[k] * (logp[at, k] - mean) ** 2 for k in range(7)))
+        standard.append(((logp[at, token] - mean) / spread).item())
+    assert row["min-k++"] == pytest.approx(min(standard), rel=1e-4)
 
 
 def test_areas_compare_models_of_one_number(nb):
