@@ -344,7 +344,7 @@ SOURCES = ["SVAMP.json", "gsm8k_train.jsonl", "dice_gsm8k_rephrased1.csv"]
 def test_training_sets_are_what_the_page_says(lm, nb):
     seen = nb.benchmark([])[:16]
     run = SimpleNamespace(data=lambda name: data_dir() / name)
-    made = page(lm, run=run, seen=seen)
+    made = page(lm, run=run, seen=seen, preset="gpu")
     sets = {kind: made.training_set(kind, 1) for kind in made.KINDS}
     assert {len(items) for items in sets.values()} == {48}
     assert [sum(items.count(item) for item in seen) for items in sets.values()] == [0, 32, 0, 0, 0, 16]

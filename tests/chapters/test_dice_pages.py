@@ -64,7 +64,7 @@ def test_larger_presets_train_and_judge_on_a_tiny_model(chapter_copy, tiny_folde
 def test_committed_adapters_are_whole():
     manifest = json.loads((FOLDER / "adapters" / "manifest.json").read_text())
     files = {path.stem: path for path in (FOLDER / "adapters").glob("*.safetensors")}
-    assert files.keys() == manifest["files"].keys() and len(files) == 30
+    assert files.keys() == manifest["files"].keys() and len(files) == 25
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == manifest["files"][name]
         a, b = (load_file(path)[key] for key in ("a", "b"))
