@@ -112,7 +112,7 @@ def test_encoding_ends_and_is_cut(nb, tokenizer):
     assert len(left) + len(right) == 40 and right[-1] == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("item", [("", "4"), ("2?", " "), (None, "4"), (float("nan"), "4"), ("word " * 400, "4")])
+@pytest.mark.parametrize("item", [("", "4"), ("2?", " "), (None, "4"), (float("nan"), "4"), ("word " * 1100, "4")])
 def test_encoding_refuses_what_cannot_be_trained_on(nb, item):
     with pytest.raises(ValueError, match=r"need text|leaves no room"):
         nb.encode(*item)
