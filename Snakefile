@@ -12,6 +12,7 @@
 # What Snakemake tracks are marks (`.done`), so that it never deletes a record: `papers run` owns those.
 # With --wait it takes the good run of an orphan whose Snakemake was killed, so nothing is computed twice.
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -144,10 +145,21 @@ rule finish:
         f"sweeps/{SWEEP}.yaml" if SWEEP else [str(p) for p in PAGES if p.is_file() and "__pycache__" not in p.parts],
     output:
         GOAL if SWEEP else touch(GOAL),
+    threads: 4
     params:
-        command=COLLECT if SWEEP else RENDER,
+        command=lambda wildcards, threads: COLLECT if SWEEP else [*RENDER, "--jobs", str(threads)],
     shell:
         "{params.command:q}"
+
+
+onstart:
+    # A plugin for a cluster writes the path of this Python into the jobs' scripts without quotes.
+    if not workflow.local_exec and any(map(str.isspace, sys.executable)):
+        raise WorkflowError(
+            f"jobs on a cluster cannot be started by {sys.executable}, because its path has a space; make a link, "
+            f"ln -s {shlex.quote(sys.prefix)} ~/papers-env, and start with ~/papers-env/bin/python -m snakemake, "
+            "or -m helpers.engine.cli sweep"
+        )
 
 
 onerror:

@@ -77,7 +77,7 @@ def batch(checkout: Path, names: list[str], cores: int) -> dict[str, float]:
     paths = notebooks_by_name(checkout / "notebooks")
     places = [Run(paths[name], "reduced", 0).place(Path("runs")) for name in names]
     run = timed([sys.executable, "-m", "snakemake", f"-c{cores}", *(f"{place}.done" for place in places)], checkout)
-    book = timed([sys.executable, "-m", "helpers.engine.cli", "book", *RENDERED], checkout)
+    book = timed([sys.executable, "-m", "helpers.engine.cli", "book", *RENDERED, "--jobs", str(cores)], checkout)
     return {key: run[key] + book[key] for key in run}
 
 

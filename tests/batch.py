@@ -44,9 +44,9 @@ def environment(**more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")} | more
 
 
-def start(root: Path, *arguments: str, **more: str) -> subprocess.Popen:
+def start(root: Path, *arguments: str, python: str | Path = sys.executable, **more: str) -> subprocess.Popen:
     """Start `python -m <arguments>` in a checkout, the leader of a session of its own."""
-    command = [sys.executable, "-m", *arguments]
+    command = [str(python), "-m", *arguments]
     out = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen(command, cwd=root, env=environment(**more), **out)
 

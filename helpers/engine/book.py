@@ -11,10 +11,7 @@ the summary says whether the book was replaced, 2 bad request.
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +30,7 @@ from helpers.engine.loading import find_chapters
 from helpers.engine.pages import Chapter, Page
 from helpers.engine.previews import write_previews
 from helpers.engine.prose import fill_pages
+from helpers.engine.rendering import RenderError, render
 from helpers.engine.shown import with_captions, with_folded_code
 from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml
@@ -41,24 +39,22 @@ from helpers.record import variant
 MATHJAX = ("startup.js", "core.js", "input", "output/chtml.js", "output/chtml", "a11y/assistive-mml.js")  # of 3.2.2
 ICONS = "_static/scripts/fontawesome.js"  # the theme's: 1.5 MB on every page, and the book shows 18 of its 2,000 icons
 OURS = ".made-by-papers-book"  # lists what the book put beside it; a folder that holds more is not replaced
-COMPLAINT = re.compile(r"WARNING|ERROR|rror:")
 REDIRECT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta http-equiv="refresh" content="0; url={page}"></head><body><a href="{page}">{title}</a></body></html>
 """
 
 
-class RenderError(Exception):
-    """The book could not be rendered, and an older one was left alone; `args` are lines that say why."""
-
-
-def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool = False) -> tuple[list[str], list[str]]:
+def render_book(
+    runs: Path, out: Path, root: Path | None = None, jobs: int = 1, verbose: bool = False
+) -> tuple[list[str], list[str]]:
     """Render the book into `out`, where an older one is replaced.
 
     Args:
         runs: folder with `<paper>/<notebook>.{ipynb,json,status.json}`.
         out: folder for the finished book.
         root: the checkout, whose `results` hold the records of larger runs; by default that of this package.
+        jobs: as many pages are read and written at once.
         verbose: show everything that jupyter-book says.
 
     Returns:
@@ -81,7 +77,7 @@ def render_book(runs: Path, out: Path, root: Path | None = None, verbose: bool =
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".book-") as work:
         faults = stage(Path(work) / "stage", chapters, root)
         print(f"rendering {len(pages)} notebook(s) ...", flush=True)
-        html, complaints = render(Path(work), verbose)
+        html, complaints = render(Path(work), jobs, verbose)
         write_previews(html)
         offer(html, pages, root)
         _swap(html, out)
@@ -92,11 +88,12 @@ def book_command(
     runs: Annotated[Path, typer.Option(help="Folder with <paper>/<notebook>.{ipynb,json,status.json}.")],
     out: Annotated[Path, typer.Option(help="Folder for the finished book; an older book there is replaced.")],
     root: Annotated[Path | None, typer.Option(help="The checkout [that of this package].")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Pages that are rendered at once [as many as cores].")] = None,
     verbose: Annotated[bool, typer.Option(help="Show everything that jupyter-book says.")] = False,
 ) -> None:
     """Render the book from finished runs."""
     try:
-        faults, not_run = render_book(runs, out, root, verbose)
+        faults, not_run = render_book(runs, out, root, jobs or os.cpu_count() or 1, verbose)
     except BadRequestError as error:
         typer.echo(f"book: {error}", err=True)
         raise typer.Exit(2) from None
@@ -176,36 +173,6 @@ def _stage_page(
     notebook = cells.with_html(with_folded_code(notebook), cells.CARD, html)
     _write_json(folder / f"{page.docname}.ipynb", notebook)
     return faults
-
-
-def render(work: Path, verbose: bool) -> tuple[Path, list[str]]:
-    """Run jupyter-book on `work/stage`; return the folder with the pages, and its complaints about chapters.
-
-    Raises:
-        RenderError: it stopped, or complained about something that is no chapter's.
-    """
-    program = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
-    command = [*program, "build", str(work / "stage"), "--path-output", str(work)]
-    done = subprocess.run(
-        [*command, "--warningiserror", "--nitpick", "--keep-going"],
-        env=os.environ | {"NO_COLOR": "1", "SPHINX_NO_COLOR": "1", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    html = work / "_build" / "html"
-    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).replace(f"{work / 'stage'}/", "")
-    if verbose:
-        print(said)
-    said = re.sub(r"\.ipynb:(\d+)(\d{4}):", lambda m: f".ipynb, cell {m[1]}, line {int(m[2])}:", said)
-    complaints = [line for line in said.splitlines() if COMPLAINT.search(line)]
-    if done.returncode:
-        ours = [line for line in complaints if not line.startswith("notebooks/")]
-        if ours or not complaints or not (html / "objects.inv").is_file():
-            raise RenderError(*(complaints or said.splitlines()))
-    return html, complaints if done.returncode else []
 
 
 def _stage_extra(extra: Path, title: str, first_page: str) -> None:

@@ -1,4 +1,7 @@
-"""Pages load what they show: MathJax where there is an equation. An extension of Sphinx, named in `_config.yml`."""
+"""Pages load what they show, MathJax where there is an equation, and are read at once.
+
+An extension of Sphinx, named in `_config.yml`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,4 +19,6 @@ def _without_unused_math(app: "Sphinx", pagename: str, _template: str, context: 
 def setup(app: "Sphinx") -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("html-page-context", _without_unused_math, priority=900)  # after Sphinx has put it there
+    # It numbers sections across parts, and none here has a number; it does not say whether pages can be read at once.
+    app.extensions["sphinx_multitoc_numbering"].parallel_read_safe = True
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -20,6 +20,9 @@ from lift import lift, sabotage
 from sklearn.metrics import average_precision_score, jaccard_score
 from torch import nn
 
+from helpers.parameters import BadRequestError
+from helpers.request import resolve
+
 FOLDER = "notebooks/arci"
 GOLDEN = json.loads((Path(__file__).parent / "arci_golden.json").read_text())
 RIVALS = ("RETAIN", "Transformer", "Memory")
@@ -428,6 +431,53 @@ def test_memory_layer_equals_the_library(nb, monkeypatch):
     with torch.no_grad():
         found = net(nb.Batch([], past[None], torch.full((1, 5), 4)))[0][0].sigmoid()
     torch.testing.assert_close(found, torch.tensor(GOLDEN["memory_layer"]["out"]), atol=2e-6, rtol=1e-5)
+
+
+def plain_states(gru, rows):
+    """States of a recurrent unit over rows (dim,), with loops, in float64."""
+    use = lambda part, x: x @ part.weight[0].double() + part.bias[0, 0].double()  # noqa: E731
+    d, states = len(rows[0]), [torch.zeros(len(rows[0]), dtype=torch.double)]
+    for x in rows:
+        r, z, n = use(gru.input, x).split(d)
+        hr, hz, hn = use(gru.state, states[-1]).split(d)
+        update, new = torch.sigmoid(z + hz), torch.tanh(n + torch.sigmoid(r + hr) * hn)
+        states.append(update * states[-1] + (1 - update) * new)
+    return states[1:]
+
+
+def plain_memory(net, sums, given):
+    """What the memory reads for one patient: query, bank, own visits; sums (t, dim), given (t, vocab)."""
+    states, bank = plain_states(net.gru, sums), net.bank[0].double()
+    query, own = states[-1], torch.zeros(len(bank), dtype=torch.double)
+    known = sum(w * row for w, row in zip((bank @ query).softmax(0), bank, strict=True))
+    if len(sums) > 1:
+        weights = torch.stack([state @ query for state in states[:-1]]).softmax(0)
+        own = sum(w * later for w, later in zip(weights, given[1:], strict=True))
+    return torch.cat([query, known, own @ bank])
+
+
+def plain_retain(net, sums, _):
+    """RETAIN's vector of one patient: both recurrent networks run from the last visit to the first."""
+    layer, back = net.layer, sums.flip(0)
+    use = lambda part, x: x @ part.weight[0].double() + part.bias[0, 0].double()  # noqa: E731
+    alpha = torch.stack([use(layer.alpha, h)[0] for h in plain_states(layer.alpha_gru, back)]).softmax(0)
+    beta = [torch.tanh(use(layer.beta, h)) for h in plain_states(layer.beta_gru, back)]
+    return sum(a * b * x for a, b, x in zip(alpha, beta, back, strict=True))
+
+
+@pytest.mark.parametrize(("name", "plain"), [("Memory", plain_memory), ("RETAIN", plain_retain)])
+def test_simpler_networks_equal_a_loop_over_patients(nb, name, plain):
+    """Patients of one to four visits, each by itself in float64; the golden values have four visits throughout."""
+    net = getattr(nb, name)(1, torch.Generator().manual_seed(0), 12, 8, dropout=0.0).eval()
+    past = torch.rand((9, 4, 12), generator=torch.Generator().manual_seed(1)) < 0.3
+    visits = torch.tensor([4, 3, 2, 1, 1, 2, 3, 4, 2])
+    past &= (torch.arange(4) < visits[:, None])[..., None]
+    with torch.no_grad():
+        logits = net(nb.Batch([], past[None].float(), visits[None]))[0][0]
+        for row, given, n in zip(logits, past.double(), visits.tolist(), strict=True):
+            read = plain(net, given[:n] @ net.weight[0].double(), given[:n])
+            wanted = read @ net.out.weight[0].double() + net.out.bias[0, 0].double()
+            torch.testing.assert_close(row.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_ranks_equal_the_released_ones_on_visits_with_enough_drugs(nb, choosing):
@@ -956,7 +1006,22 @@ def test_interaction_rates_have_one_value(demo, safety):
     assert demo.interaction_rate(y, pairs) == pytest.approx(wanted)
 
 
-# Larger presets, scaled down
+# Larger presets: what they need, and scaled down
+
+
+def test_the_memory_of_larger_presets_is_counted(nb):
+    """The rule's numbers are what is kept for a patient and a training; a request beyond the memory is refused."""
+    people = nb.generate(np.random.default_rng(1), 600, nb.make_world(np.random.default_rng(0)))
+    data, each = nb.build(torch.as_tensor(people.visits), new=True), vars(people).values()
+    twice = 2 * (sum(part.nbytes for part in each) + people.visits.nbytes)  # two kinds of worlds, visits once more
+    assert twice / 600 == pytest.approx(16000, rel=0.1)
+    curve = len(data.y) / 600 * 4  # a look's precision of each sample
+    assert curve == pytest.approx(13, rel=0.15) and curve * data.y.shape[1] == pytest.approx(1640, rel=0.15)
+    notebook = Path(FOLDER, "arci.ipynb")
+    for preset, more in (("gpu", "12"), ("full", "14")):
+        resolve(notebook, preset, 0)
+        with pytest.raises(BadRequestError, match="would not fit the memory of the preset"):
+            resolve(notebook, preset, 0, [("n_worlds", more)])
 
 
 @pytest.mark.slow

@@ -400,6 +400,24 @@ def test_written_descriptions_are_kept_and_a_cut_run_goes_on(tmp_path, tokenizer
     assert write(lm, [*prompts, " more"])[:103] == first and calls == [100, 3, 4]
 
 
+def test_odd_replies_go_through_the_store(tmp_path, tokenizer):
+    """No token at all, the prompt again, the prompt again and cut off, and another script."""
+    prompt = f" {{ Lorn }} lies there.\n{lift(MAIN, ['ASK']).ASK % ('Lorn', 'Lorn')}"
+    head = lift(MAIN, ["HEAD"]).HEAD
+    replies = ["", f"{head}{prompt}A town.", f"{head}{prompt}"[:-20], "京都は町です。"]
+    calls = []
+
+    def say(lm, prompts, *args, **options):
+        calls.append(len(prompts))
+        ids = tokenizer(replies, add_special_tokens=False).input_ids
+        return SimpleNamespace(token_ids=[[torch.tensor(row, dtype=torch.long)] for row in ids])
+
+    write = lift(MAIN, ["write"], {"models_dir": lambda: tmp_path, "new_tokens": 90, "generate": say}).write
+    lm = LanguageModel(tiny_llama(tokenizer), tokenizer, "tiny", "digest")
+    for _ in range(2):  # written, then read
+        assert write(lm, [prompt] * 4) == ["", "A town.", "", "京都は町です。"] and calls == [4]
+
+
 # Larger presets, scaled down
 
 

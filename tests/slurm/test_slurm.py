@@ -162,15 +162,33 @@ def root(tmp_path, slurm):
     stop_all(checkout)
 
 
-def test_a_sweep_on_slurm_survives_a_cancelled_job_and_a_killed_scheduler(slurm, root):
+def linked_python(place: Path) -> Path:
+    """Python of this environment by another path."""
+    place.symlink_to(sys.prefix)
+    return place / "bin" / "python"
+
+
+def test_a_python_whose_path_has_a_space_is_refused_with_the_way_out(slurm, root, tmp_path):
+    write_sweep(root, "bias", "heads", {"bias": [0.6]}, "0")
+    command = ["helpers.engine.cli", "sweep", "bias", "--workflow-profile", "profiles/slurm-no-accounting"]
+    tried = start(root, *command, python=linked_python(tmp_path / "my env"), PATH=PATH)
+    said = tried.communicate(timeout=300)[0]
+    assert tried.returncode == 1 and "because its path has a space; make a link, ln -s '" in said, said
+    assert not list(root.glob("runs/*/*/heads/*"))
+
+
+def test_a_sweep_on_slurm_survives_a_cancelled_job_and_a_killed_scheduler(slurm, root, tmp_path):
+    python = linked_python(tmp_path / "env")  # the folder of this checkout may have a space
     begun = time.perf_counter()
     write_sweep(root, "bias", "heads", {"bias": [0.6, 0.7]}, "0-1")
     (root / "executions").touch()
     more = {"PATH": PATH, "EXECUTIONS": str(root / "executions")}
     command = ["helpers.engine.cli", "sweep", "bias", "--workflow-profile", "profiles/slurm-no-accounting"]
 
-    first = start(root, *command, **more, PAUSE="20")
-    until(lambda: 0 < len(running(slurm)) <= len(list(root.glob("runs/*/*/heads/heads.ipynb"))))
+    first = start(root, *command, python=python, **more, PAUSE="20")
+    jobs = root / "runs"
+    until(lambda: first.poll() is not None or 0 < len(running(slurm)) <= len(list(jobs.glob("*/*/heads/heads.ipynb"))))
+    assert first.poll() is None, first.communicate()[0]
     job = running(slurm)[0]
     assert call(slurm, "scancel", job) == ""
     stopped = until(lambda: [one for one in statuses(root) if one["finished"] and one["status"] != "ok"])
@@ -183,9 +201,9 @@ def test_a_sweep_on_slurm_survives_a_cancelled_job_and_a_killed_scheduler(slurm,
         if words[1:3] == ["-m", "snakemake"] and "--target-jobs" not in words:
             process.kill()
     first.wait(60)
-    unlock = [sys.executable, "-m", "snakemake", "--unlock"]
+    unlock = [str(python), "-m", "snakemake", "--unlock"]
     subprocess.run(unlock, cwd=root, env=environment(**more), check=True, capture_output=True)
-    second = start(root, *command, **more)
+    second = start(root, *command, python=python, **more)
     said = second.communicate(timeout=1200)[0]
     assert second.returncode == 0, said
     assert "all 4 runs are there" in said
