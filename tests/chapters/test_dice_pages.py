@@ -81,7 +81,6 @@ def test_study_runs_on_a_tiny_model(chapter_copy, tiny_folder, execute):
 
 BROKEN = {
     "R^2 with the scores of one set": ("score[name]], 1) for name in SETS", "score['GSM8K']], 1) for name in SETS"),
-    "AUROC turned the wrong way": ("return 50 + abs(percent - 50)", "return 50 - abs(percent - 50)"),
     "a placebo without noise": ("p += size * p.square().mean().sqrt() * z", "p += 0 * size * z"),
 }
 
