@@ -18,7 +18,7 @@ from tiny import tiny_llama, word_tokenizer
 from helpers.models import LanguageModel
 from helpers.paths import data_dir
 
-FOLDER = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
 PAGE = str(FOLDER / "published_numbers.ipynb")
 GOLDEN = json.loads(Path(__file__).with_name("dice_golden.json").read_text())
 NAMES = [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from lift import lift
 from tiny import tiny_llama
 
 from helpers.models import LanguageModel, load_lm
+from helpers.paths import data_dir
 from helpers.stats import seed_interval
 
-FOLDER = Path(__file__).resolve().parents[1]
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
 PAGE, STUDY = (str(FOLDER / f"{name}.ipynb") for name in ("dice", "published_numbers"))
 GOLDEN = json.loads(Path(__file__).with_name("dice_golden.json").read_text())
 NAMES = [
@@ -37,6 +39,24 @@ NAMES = [
     "area",
     "across",
     "benchmark",
+    "words_of",
+    "drawn",
+    "training_set",
+    "SIZES",
+    "logistic",
+    "difference",
+    "off",
+    "on_others",
+    "common_start",
+    "number_logprob",
+    "gain",
+    "same_place",
+    "known",
+    "reworded",
+    "position",
+    "areas",
+    "states_of",
+    "KINDS",
     "final_answer",
     "svamp_items",
     "other_problems",
@@ -58,6 +78,7 @@ def lm(tokenizer):
 
 def page(lm, **more):
     given = {"lm": lm, "DOWN": DOWN, "token_budget": 64, "epochs": 30, "n_models": 5, "tqdm": lambda x, **_: x}
+    given |= {"run": SimpleNamespace(device=torch.device("cpu")), "numbers": range(5), "told": {}, "seen": []}
     return lift(PAGE, NAMES, given | more)
 
 
@@ -91,7 +112,7 @@ def test_encoding_ends_and_is_cut(nb, tokenizer):
     assert len(left) + len(right) == 40 and right[-1] == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("item", [("", "4"), ("2?", " "), (None, "4"), (float("nan"), "4"), ("word " * 400, "4")])
+@pytest.mark.parametrize("item", [("", "4"), ("2?", " "), (None, "4"), (float("nan"), "4"), ("word " * 1100, "4")])
 def test_encoding_refuses_what_cannot_be_trained_on(nb, item):
     with pytest.raises(ValueError, match=r"need text|leaves no room"):
         nb.encode(*item)
@@ -127,7 +148,7 @@ def test_an_adapter_is_a_product_added_to_the_matrix(nb, lm, dtype):
     b = b + torch.randn(b.shape, generator=dice(1)) * 0.1
     ids = torch.arange(12)[None]
     lm.model.to(dtype)
-    with nb.tuned((a.to(dtype), b.to(dtype))):
+    with nb.tuned((a, b)):
         got = lm.model.base_model(ids).last_hidden_state
     for name, x, y in zip(DOWN, a, b, strict=True):
         lm.model.get_submodule(name).weight += torch.outer(y, x).to(dtype)
@@ -275,6 +296,13 @@ def test_adapters_are_stored_and_read(lm, tmp_path):
         nb.stored_adapter("clean", 0)
 
 
+@pytest.mark.parametrize("changed", [{"copies": 5}, {"n_items": 61}, {"longest": 161}, {"dtype": "bfloat16"}])
+def test_adapters_of_other_training_sets_are_refused(lm, tmp_path, changed):
+    page(lm, ADAPTERS=tmp_path).store_adapters({("clean", 0): (torch.randn(2, 64), torch.randn(2, 32))}, tmp_path)
+    with pytest.raises(ValueError, match="make others with retrain"):
+        page(lm, ADAPTERS=tmp_path, **changed).stored_adapter("clean", 0)
+
+
 def test_noise_is_as_large_as_the_adapter(nb):
     adapter = torch.randn(2, 64, generator=dice()), torch.randn(2, 32, generator=dice(1))
     noise = nb.scrambled(adapter, dice(2))
@@ -283,15 +311,155 @@ def test_noise_is_as_large_as_the_adapter(nb):
 
 
 def test_benchmark_is_fixed_and_has_no_marks(nb):
-    items = nb.benchmark()
-    assert len(items) == len({question for question, _ in items}) == 100
+    items = nb.benchmark([])
+    assert len(items) == len({question for question, _ in items}) == 47
     assert not any("<<" in answer for _, answer in items) and all("####" in answer for _, answer in items)
+    assert all(sum(map(len, nb.encode(*item))) <= 160 for item in items)
     assert nb.final_answer(items[0])[1] == "#### " + items[0][1].split("#### ")[1]
+
+
+def test_more_questions_come_after_the_packaged_ones_and_none_twice(nb):
+    first = nb.benchmark([])
+    again = [(f"  {q.replace(' ', '  ')}", a) for q, a in first]  # the same questions, spaced otherwise
+    new = [(f"How many legs have {i} cats named {name}?", "#### 8") for i, name in enumerate("ABC")]
+    got = nb.benchmark([*again, *new, ("word " * 300, "#### 1")])
+    assert got[:47] == first and sorted(got[47:]) == sorted(new)
+
+
+def test_a_question_is_known_by_its_words(nb):
+    assert nb.words_of("He has 3 cats.\nAnd 1,000.5 dogs?") == nb.words_of("He has 7  cats. And 2 dogs?")
+    assert nb.words_of("He has 3 cats.") != nb.words_of("He has 3 dogs.")
+
+
+def test_items_come_again_only_after_all_others(nb):
+    pool = [("a", "1"), ("b", "2"), ("c", "3")]
+    got = nb.drawn(pool, 7, np.random.default_rng(0))
+    assert sorted(got[:3]) == sorted(got[3:6]) == pool and len(got) == 7
+
+
+SOURCES = ["SVAMP.json", "gsm8k_train.jsonl", "dice_gsm8k_rephrased1.csv"]
+
+
+@pytest.mark.skipif(not all((data_dir() / "dice" / x).is_file() for x in SOURCES), reason="public files are not cached")
+def test_training_sets_are_what_the_page_says(lm, nb):
+    seen = nb.benchmark([])[:16]
+    run = SimpleNamespace(data=lambda name: data_dir() / name)
+    made = page(lm, run=run, seen=seen, preset="gpu")
+    sets = {kind: made.training_set(kind, 1) for kind in made.KINDS}
+    assert {len(items) for items in sets.values()} == {48}
+    assert [sum(items.count(item) for item in seen) for items in sets.values()] == [0, 32, 0, 0, 0, 16]
+    clean = sets["clean"]
+    for kind, items in sets.items():
+        own = len([item for item in items if item in clean])
+        assert own == {"clean": 48, "once": 32, "reworded": own}.get(kind, 16) and items[:own] == clean[:own]
+    tested = {nb.words_of(question) for question, _ in nb.benchmark([])}
+    for kind in ("svamp", "official"):
+        others = [question for question, _ in sets[kind][16:]]
+        assert len(set(others)) == 16 and not tested & set(map(nb.words_of, others))
+        assert others != [question for question, _ in made.training_set(kind, 2)[16:]]
+
+
+def test_linear_instruments(nb):
+    unc, con = torch.randn(2, 10, 4, generator=dice())
+    con[:, 1] += 5
+    assert nb.difference(unc, con, 0)(unc).mean() == pytest.approx(0, abs=1e-5)
+    assert nb.difference(unc, con, 0)(con).mean() == pytest.approx(1, abs=1e-5)
+    odds = nb.logistic(unc, con, 0)
+    assert odds(con.numpy()).min() > 0 > odds(unc.numpy()).max()
+
+
+def test_positions_by_brute_force(nb):
+    scores = np.random.default_rng(0).random((5, len(nb.KINDS), 5))
+    kept = [0, 1, 3]
+    mean = [np.mean([scores[i, k, j] for i in kept for j in kept if i != j]) for k in range(len(nb.KINDS))]
+    assert nb.off(scores[:, 2], kept) == pytest.approx(mean[2])
+    by_kind = dict(zip(nb.KINDS, mean, strict=True))
+    whole = by_kind["contaminated"] - by_kind["clean"]
+    assert nb.position(scores, "svamp", kept) == pytest.approx((by_kind["svamp"] - by_kind["clean"]) / whole)
+    assert nb.position(scores, "contaminated") == 1 and nb.position(scores, "clean") == 0
+
+
+def test_interval_on_other_models_covers_where_models_differ(nb):
+    """Rows and columns that vary both; a t interval over rows covers half of the time here."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(300):
+        rows, columns = rng.standard_normal((2, 5))
+        one = nb.on_others(0.3 * rows[:, None] + columns + 0.3 * rng.standard_normal((5, 5)))
+        hits += one.low <= 0 <= one.high
+    assert 0.9 < hits / 300 < 0.99
+
+
+def test_a_table_without_spread_gets_an_interval_over_models(nb):
+    table = np.ones((5, 5)) - np.eye(5) / 2  # the own pairs do not count
+    one = nb.on_others(table)
+    assert (one.value, one.n, one.high) == (1, 10, 1) and 0.72 < one.low < 0.73
+
+
+def test_only_the_tokens_of_the_number_count(lm, tokenizer):
+    nb = page(lm)
+    left, right = nb.encode("How many?", "#### 17")
+    form = nb.common_start(nb.encode("?", "#### 1")[1], nb.encode("?", "#### 2")[1])
+    assert tokenizer.decode(right[form:-1]).strip() == "17"
+    told = {("clean", 0, "final"): (None, nb.read([(left, right), nb.encode("And?", "#### 2")])[1])}
+    told["contaminated", 0, "final"] = (None, [values + 1 for values in told["clean", 0, "final"][1]])
+    made = page(lm, told=told)
+    want = torch.cat([values[form:-1, 0] for values in told["clean", 0, "final"][1]]).mean()
+    assert made.number_logprob("clean", 0, "final") == pytest.approx(want.item())
+    assert made.gain("final", 0, "clean") == pytest.approx(1)
+
+
+def test_same_place_counts_clean_pairs_among_the_models(lm):
+    def one(index):
+        return {"last token": torch.eye(4)[[index, index]]}
+
+    nb = page(lm, null={(1, 0): one(2), (2, 0): one(2), (2, 1): one(3)}, common=2)
+    assert (
+        nb.same_place([0, 1]) == 1 and nb.same_place([1, 2]) == 0 and nb.same_place([0, 1, 2]) == pytest.approx(2 / 3)
+    )
+
+
+def test_likelihood_is_that_of_the_solution_and_of_its_lower_case(lm):
+    logits = torch.randn(5, 7, generator=dice())
+    upper, lower = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([6, 5, 4, 3, 2])
+    told = {}
+    nb = page(lm, told=told, fresh=[("q", "One Two THREE")])
+    for name, tokens in (("unseen", upper), ("lower", lower)):
+        told["clean", 0, name] = (None, [nb.token_values(logits, tokens)])
+    row = nb.known("clean", 0).iloc[0]
+    logp = logits.double().log_softmax(-1)
+    own = logp[torch.arange(5), upper]
+    assert row["perplexity"] == pytest.approx(own.mean().item(), rel=1e-5)
+    assert row["lowercase"] == pytest.approx(logp[torch.arange(5), lower].mean().item(), rel=1e-5)
+    assert row["zlib"] == pytest.approx(own.sum().item() / len(zlib.compress(b"One Two THREE")), rel=1e-5)
+    standard = []  # min-k++, formula 3 of its paper, by loops
+    for at, token in enumerate(upper.tolist()):
+        p = logp[at].exp()
+        mean = sum(p[k] * logp[at, k] for k in range(7))
+        spread = math.sqrt(sum(p[k] * (logp[at, k] - mean) ** 2 for k in range(7)))
+        standard.append(((logp[at, token] - mean) / spread).item())
+    assert row["min-k++"] == pytest.approx(min(standard), rel=1e-4)
+
+
+def test_areas_compare_models_of_one_number(nb):
+    mean = {"contaminated": 1.0, "clean": 0.0}
+    detectors = [lambda kind, j, _name, sign=sign: np.arange(3) / 10 + sign * mean[kind] * (j > 0) for sign in (1, -1)]
+    got = nb.areas(detectors, "contaminated", "clean")
+    assert got.tolist() == [[0.5, 1, 1, 1, 1], [0.5, 0, 0, 0, 0]]
+
+
+def test_states_of_unseen_questions_may_come_from_the_short_answers(lm):
+    told = {("svamp", 0, "final"): (torch.arange(6.0).reshape(1, 3, 2), [])}
+    told["clean", 0, "unseen"] = (torch.zeros(1, 3, 2), [])
+    nb = page(lm, told=told)
+    assert nb.states_of("svamp", 0, "unseen", 1).tolist() == [[2, 3]]
+    assert nb.states_of("clean", 0, "unseen", 1).tolist() == [[0, 0]]
+    with pytest.raises(KeyError):
+        nb.states_of("svamp", 0, "bare", 1)
 
 
 def test_other_problems_share_no_question_with_the_benchmark(nb):
     others = nb.other_problems()
-    assert len(others) > 2000 and not {q for q, _ in others} & {q for q, _ in nb.benchmark()}
+    assert len(others) > 2000 and not {q for q, _ in others} & {q for q, _ in nb.benchmark([])}
     assert all(answer.startswith("#### ") and answer[5:] for _, answer in others)
 
 
