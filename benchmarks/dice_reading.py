@@ -52,7 +52,8 @@ def main() -> None:
     lm = load_lm("smollm2-135m-instruct", device=asked.device)
     budget = 1024 if asked.device == "cpu" else 32768
     run = argparse.Namespace(data=fetch, device=asked.device)
-    nb = lift("notebooks/dice/dice.ipynb", NAMES, {"lm": lm, "run": run, "token_budget": budget})
+    given = {"lm": lm, "run": run, "token_budget": budget, "pairs": []}  # `pairs` is a local of what is lifted
+    nb = lift("notebooks/dice/dice.ipynb", NAMES, given)
     try:
         items, source = nb.released_items(), "GSM8K test set"
     except DataUnavailableError:

@@ -357,6 +357,8 @@ def test_training_sets_are_what_the_page_says(lm, nb):
         others = [question for question, _ in sets[kind][16:]]
         assert len(set(others)) == 16 and not tested & set(map(nb.words_of, others))
         assert others != [question for question, _ in made.training_set(kind, 2)[16:]]
+    own = {json.loads(line)["question"].strip() for line in (data_dir() / "dice/gsm8k_train.jsonl").open()}
+    assert all(question in own for question, _ in sets["official"][16:])
 
 
 def test_linear_instruments(nb):
