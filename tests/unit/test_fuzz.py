@@ -1,13 +1,15 @@
 """What the notebooks' declared ranges promise: a request inside them resolves, or is refused in one useful line."""
 
 import random
+from functools import cache
 
 import pytest
 from conftest import CHAPTERS
 from fuzz import WIDE, Draw, fault, notebooks, number, requests, value
 
 from helpers.engine.scaffold import STAND_IN, TEMPLATES
-from helpers.parameters import Limits
+from helpers.parameters import BadRequestError, Limits
+from helpers.request import resolve
 
 NOTEBOOKS = [*notebooks(), TEMPLATES / STAND_IN / f"{STAND_IN}.ipynb"]
 RULES = """
@@ -16,11 +18,24 @@ requires:
 """
 
 
+@cache
+def stands(notebook, preset):
+    """Whether a preset can be run without another value."""
+    try:
+        resolve(notebook, preset, 0, ())
+    except BadRequestError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[f"{path.parent.name}/{path.stem}" for path in NOTEBOOKS])
 def test_requests_inside_the_declared_ranges(notebook):
     drawn = list(requests(notebook, 200))
     assert not dict.fromkeys(said for draw in drawn if (said := fault(draw)))
-    assert sum(draw.request is not None for draw in drawn) >= 20, "the ranges are far wider than what can run"
+    # a preset that asks for a file of the user's own is refused as it stands, and so is what is drawn around it
+    able = [draw for draw in drawn if stands(notebook, draw.preset)]
+    assert sum(draw.request is not None for draw in able) >= len(able) / 10, "the ranges are far wider than what runs"
+    assert len(able) > 100
 
 
 def test_draws_stay_inside_and_reach_the_ends():
