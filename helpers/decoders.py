@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from helpers.muon import Muon
 from helpers.sampling import sample_tokens
 
 Weights = dict[str, Tensor]
@@ -175,34 +176,6 @@ def logprobs(w: Weights, tokens: Tensor) -> Tensor:
     return -loss.view(*tokens.shape[:2], -1)
 
 
-def _orthogonal(g: Tensor) -> Tensor:
-    """Return matrices `(runs, m, n)` with the singular vectors of g and singular values of about one.
-
-    Five Newton-Schulz iterations (Jordan et al. 2024, Muon).
-    """
-    x = F.normalize(g.flatten(1), dim=1).view_as(g)
-    x = x.mT if g.shape[1] > g.shape[2] else x
-    for _ in range(5):
-        square = x @ x.mT
-        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
-    return x.mT if g.shape[1] > g.shape[2] else x
-
-
-class _Muon:
-    """Steps for maps `(runs, m, n)`: momentum .95, weight decay .05 (Jordan et al. 2024)."""
-
-    def __init__(self, maps: list[Tensor]) -> None:
-        self.maps, self.kept = maps, [torch.zeros_like(m) for m in maps]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        for w, kept in zip(self.maps, self.kept, strict=True):
-            assert w.grad is not None  # `fit` has gone backward
-            kept.lerp_(w.grad, 0.05)
-            tall = max(1, w.shape[2] / w.shape[1]) ** 0.5
-            w.mul_(1 - 0.05 * rate).sub_(_orthogonal(w.grad.lerp(kept, 0.95)), alpha=rate * tall)
-
-
 def fit(
     w: Weights,
     loss_at: Callable[[Weights, int], Tensor],
@@ -225,7 +198,7 @@ def fit(
     w = {name: value.detach().clone().requires_grad_() for name, value in w.items()}
     mapped = {name for name in w if muon and name.rstrip("0123456789") in ("read", "write", "up", "down")}
     adam = torch.optim.Adam([v for name, v in w.items() if name not in mapped], betas=(0.9, 0.98), fused=True)
-    turn = _Muon([w[name] for name in w if name in mapped])
+    turn = Muon([w[name] for name in w if name in mapped])
     for step in tqdm(range(steps), desc=title):
         now = adam.param_groups[0]["lr"] = rate((step + 1) / steps)
         for value in w.values():

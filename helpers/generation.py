@@ -1,8 +1,8 @@
 """Batched sampling from a language model: prompts share a prefix, samples share their prompt.
 
-What samples have in common is computed once: the prompt, and every token until they first differ, so that twenty
-samples that agree cost about as much as one. Finished samples leave the batch. Every sample has its own uniform
-numbers, drawn before the work is cut into batches: up to rounding, batch sizes do not change what is sampled.
+What samples have in common is computed once: the prompt, and every token until they first differ. Finished samples
+leave the batch. Every sample has its own uniform numbers, drawn before the work is cut into batches: up to rounding,
+batch sizes do not change what is sampled.
 """
 
 import copy
@@ -197,14 +197,10 @@ def _run_batch(
             token = torch.where(done, eos, token)
             tokens[live, step] = token
         logprobs[live, step], partitions[live, step], lengths[live] = logprob, partition, step + 1
-        over = bool(done.all())
-        if over and not settings.modules:
+        if (over := bool(done.all())) and not settings.modules:
             break
-        parent, new, row = (
-            row,
-            token,
-            torch.arange(len(row), device=device),
-        )  # parent, new: of each row of the next step
+        parent, new = row, token  # of each row of the next step
+        row = torch.arange(len(row), device=device)
         if settings.share:
             said, row = (parent * logits.shape[-1] + token).unique(return_inverse=True)
             parent, new = said // logits.shape[-1], said % logits.shape[-1]

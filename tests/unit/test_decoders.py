@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.decoders import HEAD, PAD, Cache, _orthogonal, fit, generate, logprobs, select, start_weights, states
+from helpers.decoders import HEAD, PAD, Cache, fit, generate, logprobs, select, start_weights, states
+from helpers.muon import orthogonal
 
 WORDS, END, CPU = 30, 1, torch.device("cpu")
 
@@ -168,7 +169,7 @@ def test_a_step_is_no_longer_than_its_rate():
 def test_orthogonal_matrices_have_the_singular_vectors(shape):
     g = torch.randn(shape, generator=seeded(), dtype=torch.float64)
     u, _, v = torch.linalg.svd(g, full_matrices=False)
-    inner = u.mT @ _orthogonal(g) @ v.mT
+    inner = u.mT @ orthogonal(g) @ v.mT
     singular = inner.diagonal(dim1=1, dim2=2)
     assert (inner - torch.diag_embed(singular)).abs().max() < 1e-8
     assert singular.min() > 0.6 and singular.max() < 1.3
