@@ -765,3 +765,11 @@ def test_gate_notices_answers_that_follow_no_question():
     old = 'phrase(Random(f"{run.seed} {question_of(prompt)}"))'
     said = sabotage("seakr", {old: "phrase(Random(int(np.random.randint(2**31))))"}, notebook="released_code")
     assert said.startswith("RegressionError")
+
+
+def test_the_area_of_the_dev_questions_is_not_that_of_the_test_questions():
+    dev, wrong = np.array([True, True, False, False]), np.array([0, 1, 0, 1])
+    world = SimpleNamespace(dev=dev, flow=SimpleNamespace(direct_value=1 - wrong))
+    nb = lift(MAIN, ["mean_auroc"], {"worlds": [world]})
+    u = np.array([0.0, 1.0, 1.0, 0.0])  # right among the dev questions, wrong among the others
+    assert nb.mean_auroc(lambda _: u, dev=True) == 1 and nb.mean_auroc(lambda _: u) == 0
