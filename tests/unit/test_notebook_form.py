@@ -15,7 +15,7 @@ from fuzz import limits_of
 from helpers.claims import load_claims
 from helpers.parameters import schema
 from helpers.paths import notebooks_of
-from helpers.request import load_presets
+from helpers.request import load_presets, resolve
 from helpers.verify import load_expected
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +160,11 @@ def test_presets_and_claims_are_valid(path):
     assert load_claims(path.parent / "claims.yaml", path.stem), "no claim is judged by this notebook"
     excused = f"{path.parent.name}/{path.stem}" in UNCALIBRATED
     assert bool(load_expected(path.parent, path.stem)) != excused, "never calibrated, or excused without need"
+
+
+def test_the_reduced_preset_is_the_one_that_was_calibrated(path):
+    # executed by hand or by nbmake, a page whose parameters have changed is not refused: its gate is silent
+    assert resolve(path, "reduced", 0).changed == {}
 
 
 def test_chapter_has_one_to_three_headlines_and_its_claims_have_notebooks(path):
