@@ -1,4 +1,4 @@
-"""The workflows of `.github`: what they ask for is there, and their one script publishes a book; no service runs here."""
+"""The workflows of `.github`: what they ask for is there, and their one script publishes a book."""
 
 import importlib.util
 import re
