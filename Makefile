@@ -16,7 +16,7 @@ export PYTHONUTF8 := 1
 .DELETE_ON_ERROR:
 # the targets share two cores and the staged notebooks
 .NOTPARALLEL:
-.PHONY: book public calibrate test lint types test-units test-faults test-slurm test-notebooks test-launch test-book pdf shots chromium clean environment
+.PHONY: book public calibrate test lint types test-units test-faults test-slurm test-notebooks test-launch test-book pdf epub shots chromium clean environment
 
 book: environment
 	$(RUN) snakemake --cores 2
@@ -35,6 +35,8 @@ lint: environment
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) codespell_lib
+	$(RUN) check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 types: environment
 	$(RUN) basedpyright
@@ -71,6 +73,11 @@ test-book: environment chromium
 # of the book that `make book` has rendered
 pdf: environment chromium
 	$(RUN) tests.press pdf _build/reduced/html _build/reduced/book.pdf
+
+# pandoc comes with it, 150 MB that nothing else needs
+epub: environment
+	$(RUN) pip install -qq --no-build-isolation -c requirements.lock -e ".[epub]"
+	$(RUN) tests.ebook _build/reduced/html _build/reduced/book.epub
 
 shots: environment chromium
 	$(RUN) tests.press shots _build/reduced/html _build/reduced/shots

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from helpers.stats import Estimate
 
 Evidence = Literal["measured", "recomputed", "derived"]
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Claim(BaseModel):
@@ -81,8 +82,8 @@ class Claim(BaseModel):
         """Return the rule in words."""
         unit = f" {self.unit}" if self.unit else ""
         if self.direction == "equivalent":
-            return f"within {self.threshold:g} ± {self.margin:g}{unit}"
-        return f"{self.direction} than {self.threshold:g}{unit}"
+            return f"within {_with_power(f'{self.threshold:g}')} ± {_with_power(f'{self.margin:g}')}{unit}"
+        return f"{self.direction} than {_with_power(f'{self.threshold:g}')}{unit}"
 
 
 def load_claims(path: Path, notebook: str | None = None) -> dict[str, Claim]:
@@ -129,8 +130,14 @@ def all_outcomes(claims: dict[str, Claim], judged: dict[str, Outcome], preset: P
 
 
 def format_number(value: float) -> str:
-    """Return a number for a table: three significant digits, no exponent for everyday sizes."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Return a number for a reader: three significant digits, whole thousands, tiny ones with a power of ten."""
+    return _with_power(f"{value:.3g}") if abs(value) < 999.5 else f"{value:,.0f}"
+
+
+def _with_power(said: str) -> str:
+    """Return a number with its exponent as a reader writes it: 7.45e-09 is 7.45 × 10⁻⁹."""
+    digits, _, power = said.partition("e")
+    return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}" if power else said
 
 
 def chip(verdict: str) -> str:

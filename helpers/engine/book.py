@@ -31,12 +31,12 @@ from helpers.engine.pages import Chapter, Page
 from helpers.engine.previews import write_previews
 from helpers.engine.prose import fill_pages
 from helpers.engine.rendering import RenderError, render
-from helpers.engine.shown import with_captions, with_folded_code
+from helpers.engine.shown import definitions, with_captions, with_folded_code
 from helpers.parameters import BadRequestError
 from helpers.paths import checkout, read_yaml
 from helpers.record import variant
 
-MATHJAX = ("startup.js", "core.js", "input", "output/chtml.js", "output/chtml", "a11y/assistive-mml.js")  # of 3.2.2
+MATHJAX = ("startup.js", "core.js", "input", "output/chtml.js", "output/chtml", "a11y/assistive-mml.js", "ui/lazy.js")
 ICONS = "_static/scripts/fontawesome.js"  # the theme's: 1.5 MB on every page, and the book shows 18 of its 2,000 icons
 OURS = ".made-by-papers-book"  # lists what the book put beside it; a folder that holds more is not replaced
 REDIRECT = """<!doctype html>
@@ -170,7 +170,9 @@ def _stage_page(
     else:
         notebook = cells.without_results(notebook, (page.run.details.get("last_cell") or {}).get("id"))
         html = failure_notice(page) + other_pages(page, chapter)
-    notebook = cells.with_html(with_folded_code(notebook), cells.CARD, html)
+    main = chapter.main.run.source
+    known = definitions(main) if main and not page.main else set()
+    notebook = cells.with_html(with_folded_code(notebook, known), cells.CARD, html)
     _write_json(folder / f"{page.docname}.ipynb", notebook)
     return faults
 

@@ -290,9 +290,9 @@ def write_bad_checkout(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(root=root, runs=runs)
 
 
-def run_build(runs: Path, out: Path, root: Path) -> subprocess.CompletedProcess:
+def run_build(runs: Path, out: Path, root: Path, jobs: int = 2) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "helpers.engine.cli", "book", "--runs", str(runs), "--out", str(out)]
-    return subprocess.run([*command, "--root", str(root)], capture_output=True, text=True)
+    return subprocess.run([*command, "--root", str(root), "--jobs", str(jobs)], capture_output=True, text=True)
 
 
 def pytest_collection_modifyitems(items):

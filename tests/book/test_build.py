@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -19,11 +20,11 @@ from helpers.engine.charts import Chart, table_of, with_charts
 from helpers.engine.launch import buttons, offered
 from helpers.engine.loading import load_chapter
 from helpers.engine.scoreboard import stale_chip
-from helpers.engine.shown import first_sentence, with_folded_code
+from helpers.engine.shown import definitions, first_sentence, with_folded_code
 from helpers.engine.tally import Tally
 from helpers.engine.terms import link_terms
 from helpers.record import Outcome
-from tests.book.conftest import CHART, COINS
+from tests.book.conftest import CHART, COINS, html_output
 
 
 @pytest.fixture
@@ -348,11 +349,45 @@ def test_code_beside_the_method_is_folded(source, folded):
         {"cell_type": "code", "metadata": {"tags": ["mine"]}, "source": source},
         {"cell_type": "markdown", "metadata": {}, "source": "## The data"},
         {"cell_type": "code", "metadata": {}, "source": source},
+        {"cell_type": "markdown", "metadata": {}, "source": "An answer."},
         {"cell_type": "code", "metadata": {"tags": ["hide-cell"]}, "source": source},
     ]
     shown = [cell["metadata"].get("tags") for cell in with_folded_code({"cells": cells})["cells"]]
-    assert shown == [None, ["mine", "hide-input"] if folded else ["mine"], None, ["hide-input"], ["hide-cell"]]
+    assert shown == [None, ["mine", "hide-input"] if folded else ["mine"], None, ["hide-input"], None, ["hide-cell"]]
     assert cells[3]["metadata"] == {}  # the run's own notebook is not changed
+
+
+def test_folded_code_that_shows_nothing_joins_the_fold_that_follows():
+    def code(source, *tags, outputs=()):
+        return {"cell_type": "code", "metadata": {"tags": list(tags)}, "source": source, "outputs": list(outputs)}
+
+    shown = [html_output("<p>1</p>")]
+    cells = [code("import a"), code("import b"), code("a.show()", "hide-input", outputs=shown), code("import c")]
+    cells += [code("d = 1"), code("f = 1", "hide-cell"), code("answer", "hide-cell")]
+    found = with_folded_code({"cells": cells})["cells"]
+    assert [cell["source"] for cell in found] == [
+        "import a\n\n\nimport b\n\n\na.show()",
+        "import c",
+        "d = 1",
+        "f = 1\n\n\nanswer",
+    ]
+    assert [cell["outputs"] for cell in found] == [shown, [], [], []]
+
+
+def test_what_the_main_page_has_defined_is_folded_where_a_study_repeats_it():
+    main = {"cells": [{"cell_type": "code", "source": "def f(x):\n    return x\n\nclass A:\n    pass\na = 1"}]}
+    known = definitions(main)
+    sources = [
+        "def f(x):\n    return x  # the same",
+        "def f(x):\n    return -x",
+        "class A:\n    pass\na = 1",
+        "",
+        "a = 1",
+    ]
+    cells = [{"cell_type": "code", "metadata": {}, "source": source} for source in sources]
+    folded = [bool(cell["metadata"]) for cell in with_folded_code({"cells": cells}, known)["cells"]]
+    assert folded == [True, False, False, False, False]
+    assert not any(cell["metadata"] for cell in with_folded_code({"cells": cells})["cells"])
 
 
 @pytest.mark.parametrize(
@@ -490,6 +525,25 @@ def test_a_book_in_a_repository_of_its_own_is_not_thrown_away(build, fixture_boo
     (out / ".git").mkdir()
     refused(build, fixture_checkout, out, "holds what this command has not made: .git, CNAME;")
     assert (out / "CNAME").read_text() == "example.org" and (out / "index.html").is_file()
+
+
+def test_a_book_is_the_same_by_one_process_and_by_two(build, fixture_book, fixture_checkout, tmp_path):
+    build(fixture_checkout.runs, tmp_path / "html", fixture_checkout.root, jobs=1)
+    found = [
+        {p.relative_to(book): p for p in book.rglob("*") if p.is_file()} for book in (fixture_book, tmp_path / "html")
+    ]
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 100
+    assert not [str(name) for name, path in found[0].items() if path.read_bytes() != found[1][name].read_bytes()]
+
+
+def test_code_marks_only_what_has_a_colour_of_its_own(fixture_book):
+    style = (fixture_book / "_static" / "pygments.css").read_text()
+    for mode in ("light", "dark"):
+        colours = dict(re.findall(rf'"{mode}"\] \.highlight (?:\.(\w+) )?\{{.*?\bcolor: (#\w+)', style))
+        assert {colours[kind] for kind in ("n", "p")} == {colours[""]}
+    code = page_of(fixture_book, "good_coin").select_one("#experiment pre, .cell_input pre:-soup-contains('assert')")
+    assert code.get_text() == "p = 0.7\nassert p > 0.5\np\n"
+    assert [mark["class"] for mark in code.select("span[class]")] == [["o"], ["mf"], ["k"], ["o"], ["mf"]]
 
 
 def test_a_file_is_no_place_for_a_book(build, fixture_checkout, tmp_path):

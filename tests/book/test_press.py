@@ -1,7 +1,11 @@
 """The whole book as one page, for paper: no name stands twice, and a link between pages leads to the place in it."""
 
+import zipfile
+
+import pytest
 from bs4 import BeautifulSoup
 
+from tests.ebook import for_pandoc, write_epub
 from tests.press import as_one_page, pages_in_order
 
 
@@ -20,3 +24,25 @@ def test_the_one_page_has_unique_names_and_whole_links(fixture_book):
     styles = [one["href"] for one in whole.select("link[rel=stylesheet]")]
     lost += [one for one in styles if not (fixture_book / one).is_file()]
     assert not lost and styles
+
+
+def test_the_page_for_an_epub_is_flat_and_needs_no_style_of_the_book(fixture_book):
+    whole = BeautifulSoup(for_pandoc(fixture_book), "html.parser")
+    titles = whole.select("body > h1[id], body > span + h1[id]")
+    assert len(titles) == len(whole.select("h1")) == len(pages_in_order(fixture_book))
+    names = [one["id"] for one in whole.find_all(id=True)]
+    assert len(names) == len(set(names))
+    assert not {link["href"][1:] for link in whole.select("a[href^='#']")} - set(names)
+    assert not whole.select("style, script, .only-dark") and whole.select("img.only-light")
+    assert {part["style"] for part in whole.select("svg .dot")} == {"fill:#1f2328"}
+
+
+def test_an_epub_has_a_chapter_for_every_page_and_equations_as_mathml(fixture_book, tmp_path):
+    pytest.importorskip("pypandoc", reason="the extra 'epub' is not installed")
+    write_epub(fixture_book, tmp_path / "book.epub")
+    with zipfile.ZipFile(tmp_path / "book.epub") as book:
+        parts = [name for name in book.namelist() if "/ch" in name]
+        text = b"".join(map(book.read, parts)).decode()
+    assert len(parts) == len(pages_in_order(fixture_book)) and list(tmp_path.iterdir()) == [tmp_path / "book.epub"]
+    equations = len(BeautifulSoup(for_pandoc(fixture_book), "html.parser").select(".math"))
+    assert text.count("<math") == equations > 10 and "zymurgical" in text

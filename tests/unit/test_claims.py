@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from helpers.claims import Claim, claims_table, load_claims
+from helpers.claims import Claim, claims_table, format_number, load_claims
 from helpers.record import Outcome
 from helpers.stats import Estimate
 
@@ -100,3 +100,25 @@ def test_a_notebook_judges_its_own_claims_and_gpu_counts_as_public(tmp_path):
     assert list(load_claims(path, tmp_path.name)) == ["C1"]
     assert "gpu" in load_claims(path)["C1"].presets
     assert load_claims(path)["C2"].why_not["gpu"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.12345, "0.123"),
+        (-0.0001, "-0.0001"),
+        (7.45e-9, "7.45 × 10⁻⁹"),
+        (-2e-10, "-2 × 10⁻¹⁰"),
+        (0.0, "0"),
+        (999.4, "999"),
+        (999.7, "1,000"),
+        (-12345.6, "-12,346"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_number_is_written_for_people(value, said):
+    assert format_number(value) == said
+
+
+def test_a_rule_is_written_for_people():
+    assert Claim.model_validate(BASE | {"direction": "less", "threshold": 1e-6}).rule() == "less than 1 × 10⁻⁶ points"

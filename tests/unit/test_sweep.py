@@ -185,7 +185,7 @@ def test_the_page_tells_the_best_setting_and_its_other_number(root, tmp_path):
     assert "There the share with a fair coin is 0.5 [" in text and "of the 3 other settings overlap" in text
     assert text.count('alt="More tosses:') == 2 and "changed after" not in text  # light and dark
     assert (tmp_path / "extra/records/sweeps/tosses.csv").is_file()
-    assert len(list((tmp_path / "extra/figures/sweeps").glob("*.png"))) == 2
+    assert len(list((tmp_path / "extra/figures/sweeps").glob("*.webp"))) == 2
     for kind in ("sweeps/{}.yaml", "results/sweeps/{}.csv"):
         shutil.copy(root / kind.format("tosses"), root / kind.format("tosses_again"))
     assert re.findall(r"<b>Figure (\d)", page_of(root, tmp_path)[0]) == ["1", "2"]
