@@ -4,7 +4,8 @@
 
 Writes `<out>/<preset>/seed-<seed>/<paper>/<notebook>.ipynb` (kept however far the run came), `.status.json` and, only
 when the run succeeded, the record `.json`. With `-p` or `--scale` the preset's folder gets a name of its own, so that a
-trial never takes the place of a preset's run. An earlier good run is kept in `<notebook>.before` until this one succeeded.
+trial never takes the place of a preset's run. An earlier good run is kept in `<notebook>.before` until this one
+succeeded.
 
 Exit code: 0 the run succeeded; 1 it did not, and status.json says how; 2 the request was refused, nothing was touched.
 """
