@@ -240,7 +240,7 @@ def generate(
         token = logits.argmax(-1)
         if generator is not None:
             uniform = torch.rand(token.numel(), generator=generator).to(token.device)
-            token = sample_tokens(logits, uniform, torch.ones_like(uniform))
+            token = sample_tokens(logits, uniform, torch.ones_like(uniform), warm=True)
         token = torch.where(going, token.view_as(going), PAD)
         said.append(token)
         going &= token != end

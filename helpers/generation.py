@@ -55,6 +55,7 @@ class _Settings:
     modules: list[str]
     hidden_last_only: bool
     share: bool
+    warm: bool  # not everything is greedy
 
 
 @torch.inference_mode()
@@ -109,9 +110,8 @@ def generate(
         raise ValueError("sampling needs a generator")
     head, ids = _encode(lm, prompts, prefix, max_new_tokens)
     modules = [f"model.layers.{layer}" if isinstance(layer, int) else layer for layer in hidden_layers]
-    settings = _Settings(
-        max_new_tokens, torch.tensor(values), top_p, top_k, tuple(stop), force_eos, modules, hidden_last_only, share
-    )
+    how = (top_p, top_k, tuple(stop), force_eos, modules, hidden_last_only, share, max(values) > 0)
+    settings = _Settings(max_new_tokens, torch.tensor(values), *how)
     uniform = torch.rand(len(ids), n_samples, max_new_tokens, generator=generator)
     shared = None  # the cache of the prefix
     if head:
@@ -180,6 +180,7 @@ def _run_batch(
     eos, device, steps = cast(int, lm.tokenizer.eos_token_id), lm.device, settings.max_new_tokens
     logits, mask, cache = _prefill(lm, ids, shared, n_head)
     temperature, uniform = settings.temperatures.repeat(len(ids)).to(device), uniform.to(device)
+    draw = functools.partial(sample_tokens, top_k=settings.top_k, top_p=settings.top_p, warm=settings.warm)
     live = torch.arange(len(ids) * len(settings.temperatures), device=device)  # samples that are still in the batch
     row = live // len(settings.temperatures)  # of each of them
     tokens = torch.full((len(live), steps), eos, device=device)
@@ -187,7 +188,7 @@ def _run_batch(
     logprobs, partitions = (torch.zeros(len(live), steps, device=device) for _ in range(2))
     lengths, hidden = torch.zeros_like(live), {}
     for step in range(steps):
-        token = sample_tokens(logits[row], uniform[live, step], temperature[live], settings.top_k, settings.top_p)
+        token = draw(logits[row], uniform[live, step], temperature[live])
         partition = logits.logsumexp(-1)[row]
         logprob = logits[row, token] - partition
         tokens[live, step] = drawn[live, step] = token
@@ -197,7 +198,8 @@ def _run_batch(
             token = torch.where(done, eos, token)
             tokens[live, step] = token
         logprobs[live, step], partitions[live, step], lengths[live] = logprob, partition, step + 1
-        if (over := bool(done.all())) and not settings.modules:
+        over = not len(left := (~done).nonzero()[:, 0])  # one look: on a GPU every look is a wait
+        if over and not settings.modules:
             break
         parent, new = row, token  # of each row of the next step
         row = torch.arange(len(row), device=device)
@@ -217,7 +219,7 @@ def _run_batch(
         if over:
             break
         logits, cache = out.logits[:, -1].float(), out[lm.cache_name]
-        live, row = live[~done], row[~done]
+        live, row = live[left], row[left]
     columns = {"logprobs": logprobs, "log_partition": partitions, **hidden}
     return _split(lm.tokenizer, tokens, drawn, lengths, columns, settings.stop)
 

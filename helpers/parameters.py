@@ -120,6 +120,11 @@ def _field(where: str, line: ast.AnnAssign, comment: str) -> tuple[Any, Any]:
     return Annotated[TYPES[kind], AfterValidator(limits)], Field(default, description=comment)
 
 
+def limits_of(model: type[BaseModel], name: str) -> Limits:
+    """Return what the parameters cell allows for a parameter."""
+    return model.model_fields[name].metadata[0].func
+
+
 def _number(text: str) -> float:
     """Evaluate the end of a range: numbers and arithmetic only."""
     value = simple_eval(text.strip(), functions={}, names={})

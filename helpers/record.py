@@ -128,10 +128,13 @@ def find_record(path: Path) -> Record | None:
 
 
 def committed_records(paper: str, notebook: str | None = None, results: Path | None = None) -> dict[str, Record]:
-    """Return the committed records of a notebook by preset, from `results/<preset>/<paper>/<notebook>.json`."""
+    """Return the committed records of a notebook by preset, from `results/<preset>/<paper>/<notebook>.json`.
+
+    A trial speaks for no preset, wherever its record lies.
+    """
     folder = results or results_dir()
     found = {preset: find_record(folder / preset / paper / f"{notebook or paper}.json") for preset in PRESETS}
-    return {preset: record for preset, record in found.items() if record}
+    return {preset: record for preset, record in found.items() if record and not record.changed}
 
 
 def variant(preset: str, changed: Mapping[str, Any] = {}) -> str:

@@ -16,6 +16,7 @@ from helpers.claims import load_claims
 from helpers.parameters import FIXED, BadRequestError, check_values, hint, parse, schema
 from helpers.paths import notebooks_of, read_yaml
 from helpers.record import first_fault
+from helpers.sizes import Sizes
 from helpers.verify import load_expected
 
 FUNCTIONS = {"min": min, "max": max, "len": len, "sum": sum, "all": all, "any": any}  # of a cross-check
@@ -44,15 +45,15 @@ class Rule(BaseModel):
         nodes = ast.walk(ast.parse(self.rule, mode="eval"))
         return {node.id for node in nodes if isinstance(node, ast.Name)} - FUNCTIONS.keys()
 
-    def check(self, values: Mapping[str, Any]) -> None:
-        """Raise BadRequestError when the rule does not hold."""
+    def check(self, values: Mapping[str, Any], before: str = "") -> None:
+        """Raise BadRequestError, with `before` in front, when the rule does not hold."""
         try:
             holds = EvalWithCompoundTypes(names=dict(values), functions=FUNCTIONS).eval(self.rule)
         except Exception as error:
             raise BadRequestError(f"presets.yaml: requires: '{self.rule}': {error}") from None
         if not holds:
             said = ", ".join(f"{name} = {values[name]!r}" for name in sorted(self.names()))
-            raise BadRequestError(f"parameters in conflict: {said}: {self.because} (rule: {self.rule})")
+            raise BadRequestError(f"{before}parameters in conflict: {said}: {self.because} (rule: {self.rule})")
 
 
 class Presets(BaseModel):
@@ -61,6 +62,7 @@ class Presets(BaseModel):
     values: dict[str, dict[str, Any]]  # of the parameters that this notebook declares
     budgets: dict[str, Budget]
     rules: list[Rule]
+    sizes: Sizes
 
     def named(self, preset: str) -> dict[str, Any]:
         """Return the values of a preset; raise BadRequestError when there is none of that name."""
@@ -107,6 +109,7 @@ def load_presets(notebook: Path) -> Presets:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), dict) for k in content if k != "requires"):
         raise BadRequestError("presets.yaml: a mapping of presets to values is needed (an empty preset is '{}')")
     limits, sources, rules = content.pop("budgets", {}), content.pop("sources", {}), content.pop("requires", None) or []
+    sizes = content.pop("scale", {})
     if not isinstance(rules, list):
         raise BadRequestError("presets.yaml: requires: a list of rules is needed")
     if "reduced" not in content:
@@ -132,7 +135,9 @@ def load_presets(notebook: Path) -> Presets:
         except ValidationError as error:
             raise BadRequestError(f"presets.yaml: {first_fault(error, 'budgets', preset)}") from None
         values[preset] = {"preset": preset} | mine
-    return Presets(values=values, budgets=budgets, rules=_rules(rules, model, elsewhere))
+    return Presets(
+        values=values, budgets=budgets, rules=_rules(rules, model, elsewhere), sizes=_sizes(sizes, model, elsewhere)
+    )
 
 
 def _rules(entries: Any, model: type[BaseModel], elsewhere: set[str]) -> list[Rule]:
@@ -150,6 +155,14 @@ def _rules(entries: Any, model: type[BaseModel], elsewhere: set[str]) -> list[Ru
         if names <= model.model_fields.keys():
             found.append(rule)
     return found
+
+
+def _sizes(content: dict, model: type[BaseModel], elsewhere: set[str]) -> Sizes:
+    """What a smaller run of this notebook makes smaller."""
+    try:
+        return Sizes.model_validate(content).check(model, elsewhere)
+    except ValidationError as error:
+        raise BadRequestError(f"presets.yaml: {first_fault(error, 'scale')}") from None
 
 
 def _other_names(notebook: Path) -> set[str]:
@@ -175,8 +188,9 @@ def resolve(
     overrides: Iterable[tuple[str, str]] = (),
     *,
     calibrate: bool = False,
+    scale: int = 1,
 ) -> Request:
-    """Check a request: the notebook's defaults, then the preset, then the seed, then `overrides` (name, text).
+    """Check a request: the notebook's defaults, the preset, the seed, its sizes at an Nth, then `overrides`.
 
     Args:
         notebook: the source notebook, beside its YAML files.
@@ -184,6 +198,7 @@ def resolve(
         seed: random seed.
         overrides: names and texts from a command line.
         calibrate: the run will not be compared, so expected values may speak of another configuration.
+        scale: what the sizes of the preset are divided by (see `helpers.sizes`); such a run is a trial.
 
     Raises:
         BadRequestError: one line that says what is wrong with the request or with the chapter's files.
@@ -194,9 +209,10 @@ def resolve(
         if name in FIXED:
             raise BadRequestError(f"parameter '{name}': give it as --{name}")
         given[name] = parse(model, name, text)
-    values = check_values(model, named | given)
+    smaller = presets.sizes.scaled(model, named, scale) if scale != 1 else {}
+    values = check_values(model, named | smaller | given)
     for rule in presets.rules:
-        rule.check(values)
+        rule.check(values, f"scale {scale}: " if smaller else "")
     defaults = check_values(model, {})
     try:
         load_claims(notebook.parent / "claims.yaml")

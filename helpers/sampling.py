@@ -7,7 +7,12 @@ import torch
 
 
 def sample_tokens(
-    logits: torch.Tensor, uniform: torch.Tensor, temperature: torch.Tensor, top_k: int = 0, top_p: float = 1.0
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    warm: bool | None = None,
 ) -> torch.Tensor:
     """Draw one token per row by inverting the cumulative distribution; returns ids `(rows,)`.
 
@@ -17,9 +22,10 @@ def sample_tokens(
         temperature: `(rows,)`; 0 means the most likely token.
         top_k: keep only the k most likely tokens; 0 keeps all.
         top_p: of those, keep the smallest set that holds this probability.
+        warm: whether a temperature is above 0; None looks, for which the processor waits on a GPU.
     """
     greedy = logits.argmax(-1)
-    if not bool((temperature > 0).any()):
+    if not (bool((temperature > 0).any()) if warm is None else warm):
         return greedy
     scaled, ids = logits / torch.where(temperature > 0, temperature, 1.0)[:, None], None
     if 0 < top_k < scaled.shape[-1]:

@@ -76,7 +76,7 @@ def execute(tmp_path) -> Callable[..., Execution]:
         done = subprocess.run(
             command, capture_output=True, text=True, env=kept | dict(environment or {}), timeout=timeout_s
         )
-        trial = "+*" if "-p" in words else ""
+        trial = "+*" if {"-p", "--scale"} & set(words) else ""
         found = [path for path in out.glob(f"{preset}{trial}/seed-{seed}/{paper}") if path.is_dir()]
         where = found[0] if found else record_path(paper, name, preset, seed, out=out).parent
         return Execution(done.returncode, done.stdout, done.stderr, where, name)

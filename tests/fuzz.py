@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 
-from helpers.parameters import BadRequestError, Limits, schema
+from helpers.parameters import BadRequestError, Limits, limits_of, schema
 from helpers.paths import notebooks_of
 from helpers.request import FIXED, Request, load_presets, resolve
 
@@ -52,9 +52,9 @@ def notebooks(chapters: Path = ROOT / "notebooks") -> list[Path]:
     return [path for folder in sorted(chapters.glob("*/")) for path in notebooks_of(folder)]
 
 
-def limits_of(model: type[BaseModel]) -> dict[str, tuple[type, Limits]]:
+def bounds_of(model: type[BaseModel]) -> dict[str, tuple[type, Limits]]:
     """Type and limits of every parameter."""
-    return {name: (field.annotation, field.metadata[0].func) for name, field in model.model_fields.items()}
+    return {name: (field.annotation, limits_of(model, name)) for name, field in model.model_fields.items()}
 
 
 def value(kind: type, limits: Limits, default: Any, rng: random.Random) -> Any:
@@ -89,7 +89,7 @@ def requests(notebook: Path, n: int, seed: int = 0) -> Iterator[Draw]:
         Any error but a BadRequestError, which is how a request is refused.
     """
     rng, model, presets = random.Random(f"{seed} {notebook.stem}"), schema(notebook), load_presets(notebook)
-    bounds = {name: pair for name, pair in limits_of(model).items() if name not in FIXED}
+    bounds = {name: pair for name, pair in bounds_of(model).items() if name not in FIXED}
     for _ in range(n):
         preset, number_of_seed = rng.choice(list(presets.values)), rng.randrange(2**31)
         chosen = [name for name in bounds if rng.random() < 0.5]

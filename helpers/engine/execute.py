@@ -3,8 +3,9 @@
     papers run rm_bench --preset reduced --seed 0 -p n_items 12 --out runs
 
 Writes `<out>/<preset>/seed-<seed>/<paper>/<notebook>.ipynb` (kept however far the run came), `.status.json` and, only
-when the run succeeded, the record `.json`. With `-p` the preset's folder gets a name of its own, so that a trial never
-takes the place of a preset's run. An earlier good run is kept in `<notebook>.before` until this one succeeded.
+when the run succeeded, the record `.json`. With `-p` or `--scale` the preset's folder gets a name of its own, so that a
+trial never takes the place of a preset's run. An earlier good run is kept in `<notebook>.before` until this one
+succeeded.
 
 Exit code: 0 the run succeeded; 1 it did not, and status.json says how; 2 the request was refused, nothing was touched.
 """
@@ -197,6 +198,7 @@ def run_command(
     parameter: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", metavar="NAME VALUE", help="may be repeated")
     ] = None,
+    scale: Annotated[int, typer.Option(metavar="N", help="divide the preset's sizes by N; the run is a trial")] = 1,
     out: Annotated[Path, typer.Option(envvar="REPRODUCTIONS_RUNS", help="folder of all runs")] = Path("runs"),
     calibrate: Annotated[bool, typer.Option(help="do not compare with the expected values")] = False,
     wait: Annotated[bool, typer.Option(help="wait for the same request; take its good run if nothing changed")] = False,
@@ -206,7 +208,7 @@ def run_command(
     try:
         path = find_notebook(notebook)
         overrides = [(name, value) for name, _, value in (text.partition("=") for text in parameter or [])]
-        request = resolve(path, preset, seed, overrides, calibrate=calibrate)
+        request = resolve(path, preset, seed, overrides, calibrate=calibrate, scale=scale)
         status = execute(path, request, out, environment=environment, progress=sys.stderr.isatty(), wait=wait)
     except (BadRequestError, LockedError) as error:
         typer.echo(f"refused: {' '.join(str(error).split())}", err=True)

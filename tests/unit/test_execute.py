@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import CHAPTERS
-from fuzz import limits_of
+from fuzz import bounds_of
 from papermill.engines import NBClientEngine
 
 from helpers.engine.execute import execute, find_notebook, pair_up
@@ -26,7 +26,7 @@ PLAIN = CHAPTERS / "plain" / "plain.ipynb"
 
 def test_schema_is_read_from_the_parameters_cell():
     model = schema(PLAIN)
-    known = limits_of(model)
+    known = bounds_of(model)
     assert list(known) == ["preset", "seed", "n_items", "learning_rate", "verbose", "sizes", "action"]
     assert known["seed"] == (int, Limits(0, 2**31 - 1))
     assert known["learning_rate"] == (float, Limits(1e-6, 1))

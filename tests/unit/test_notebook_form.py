@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
-from fuzz import limits_of
+from fuzz import bounds_of
 
 from helpers.claims import load_claims
 from helpers.parameters import schema
@@ -142,7 +142,7 @@ def test_first_cells_are_setup_imports_parameters_run(path, code):
 def test_parameters_are_documented_and_bounded(path):
     model = schema(path)
     known = papermill.inspect_notebook(path)
-    for name, (kind, limits) in limits_of(model).items():
+    for name, (kind, limits) in bounds_of(model).items():
         assert model.model_fields[name].description, f"{name} has no comment"
         bounded = kind in (str, bool, list) or limits.low is not None or limits.choices
         assert bounded, f"{name}: a number needs its range [low, high] or its choices {{a, b}}"
