@@ -32,7 +32,7 @@ NAMES = (
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
     *("loss_of", "clip", "Task", "own_worlds", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
     *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "going_on", "kept"),
-    *("exactly_one", "numbered", "chance_of"),
+    *("exactly_one", "numbered", "chance_of", "copies", "pieces"),
 )
 
 
@@ -635,10 +635,10 @@ def test_shared_definitions_are_the_same_text():
     main = sources("arci")
     network = ("Linear", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU", "RetainLayer")
     network += ("Batch", "Dropout", "Levels", "ARCI", "code_lists", "loss_of", "clip", "average_precision", "Samples")
-    network += ("build", "Task", "scores", "batches", "Watch", "going_on")
+    network += ("build", "Task", "scores", "batches", "Watch", "going_on", "copies")
     world = ("World", "make_world", "Patients", "chance_of", "generate")
     own = ("Task", "joined", "numbered", "own_worlds")
-    fits = ("Fit", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
+    fits = ("Fit", "pieces", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
     for name, shared in (
         ("heads", network + world + own),
         ("choosing", (*network, *world, *own, *fits, "permuted", "fit_popularity", "jaccard")),
@@ -648,7 +648,8 @@ def test_shared_definitions_are_the_same_text():
         other = sources(name)
         assert not [one for one in shared if other[one] != main[one]], name
     each = {name: sources(name) for name in ("heads", "safety")}
-    assert each["heads"]["kept"] == each["safety"]["kept"]
+    for one in ("kept", "stacked"):
+        assert each["heads"][one] == each["safety"][one]
 
 
 def test_parts_leave_out_what_they_say(heads, nb, patients):
@@ -737,6 +738,30 @@ def test_every_model_learns_and_bars_what_was_seen(nb, patients):
         assert (fit.scores[task.test.barred[task.tested]] == 0).all()
     one = nb.learn(nb.RETAIN, task, setting, "s")
     assert torch.equal(one.scores, fits[1].scores)  # the same stream, the same numbers
+
+
+def test_each_run_of_a_stack_has_its_own_dropout(nb):
+    """Run 0 keeps all numbers, run 1 loses half of them and doubles the rest; at work nothing is lost."""
+    layer = nb.Dropout(torch.tensor([0.0, 0.5]), torch.Generator().manual_seed(0)).train()
+    x = torch.ones(2, 40, 30)
+    found = layer(x)
+    assert torch.equal(found[0], x[0]) and set(found[1].unique().tolist()) == {0.0, 2.0}
+    assert float(found[1].mean()) == pytest.approx(1, abs=0.1)
+    assert layer.eval()(x) is x and nb.Dropout(0.0, torch.Generator()).train()(x) is x
+
+
+def test_a_stack_is_put_together_and_taken_apart(nb, two_worlds):
+    """Copies keep the rows of their run; the parts of a stack are its groups of runs, in order."""
+    task = nb.own_worlds(True, two_worlds, 20, 20)
+    many = nb.copies(task, 3)
+    for name in ("rows", "held", "tested"):
+        assert torch.equal(getattr(many, name)[4:6], getattr(task, name)) and len(getattr(many, name)) == 6
+    fit = nb.learn(nb.RETAIN, many, {"rate": 0.01, "dropout": torch.tensor([0.0, 0.0, 0.1, 0.1, 0.5, 0.5])}, "s")
+    parts = nb.pieces(fit, 3)
+    for name, axis in (("held", 1), ("test", 1), ("held_scores", 0), ("scores", 0), ("clipped", 0)):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], axis), getattr(fit, name)), name
+    assert [part.scores.shape[0] for part in parts] == [2] * 3 and torch.equal(parts[2].scores, fit.scores[4:])
+    assert not torch.equal(parts[0].scores, parts[1].scores)  # starts of their own
 
 
 def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):
@@ -845,8 +870,9 @@ def test_map_reads_curves_up_to_the_budget(nb):
     fit = nb.Fit(torch.tensor([10, 20, 30]), held, test, *[torch.zeros(2)] * 3)
     other = nb.Fit(fit.steps, held - 0.05, test + 10, *[torch.zeros(2)] * 3)
     for budget, top, score in ((10, [0.1, 0.3], [0, 1]), (20, [0.2, 0.3], [2, 1]), (99, [0.9, 0.3], [4, 1])):
-        found = nb.until([other, fit], budget)
-        assert found[0].tolist() == pytest.approx(top) and found[1][:, 0].tolist() == score
+        found = nb.until([other, fit], budget)  # one start in each of two worlds
+        assert found[0].shape == (1, 2) and found[1].shape == (1, 2, 1)
+        assert found[0][0].tolist() == pytest.approx(top) and found[1][0, :, 0].tolist() == score
 
 
 def test_measures_against_scikit_learn_with_ties_and_empties(nb):
@@ -930,18 +956,18 @@ def test_each_budget_has_its_own_best_setting(notebook):
     """Run 0 is best with the second setting at the end and with the first one after half; run 1 the other way round."""
     tops = {"first": ([1.0, 9.0], [8.0, 1.0]), "second": ([5.0, 2.0], [3.0, 7.0])}  # whole, half
 
-    def kept(name, _):
-        whole, half = tops["first" if "first" in name else "second"]
-        mark = 1.0 if "first" in name else 2.0
-        return {f"{w} {k}": torch.tensor(v) for w, top in (("whole", whole), ("half", half))
-                for k, v in (("top", top), ("mark", [mark, mark]))}  # fmt: skip
+    def kept(name, _):  # one stack for both settings
+        both = list(zip(*tops.values(), strict=True))
+        found = {f"{w} top": torch.tensor(sum(top, [])) for w, top in zip(("whole", "half"), both, strict=True)}
+        return found | {f"{w} mark": torch.tensor([1.0, 1.0, 2.0, 2.0]) for w in ("whole", "half")}
 
-    grid = {"SETTINGS": ["first", "second"], "TRIED": ["first", "second"], "CLAIMED": ("none",), "suits": {}}
+    settings = [{"rate": 0.01, "dropout": 0.1}, {"rate": 0.01, "dropout": 0.5}]
+    grid = {"SETTINGS": settings, "TRIED": settings, "CLAIMED": ("none",), "suits": {}}
     grid |= {"kept": kept, "learn": print, "WHENS": ("whole", "half")}
     chosen = lift(f"{FOLDER}/{notebook}.ipynb", ["chosen"], SIZES | grid).chosen
     found = chosen("profiles", "x") if notebook == "heads" else chosen("none")
     assert found["whole"]["mark"].tolist() == [2, 1] and found["half"]["mark"].tolist() == [1, 2]
-    assert found["whole"]["top"].tolist() == [5, 9] and list(grid["suits"].values()) == ["first"]
+    assert found["whole"]["top"].tolist() == [5, 9] and list(grid["suits"].values()) == settings[:1]
 
 
 def test_measures_of_heads(heads):
