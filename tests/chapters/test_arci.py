@@ -1044,7 +1044,7 @@ def test_the_memory_of_larger_presets_is_counted(nb):
     curve = len(data.y) / 600 * 4  # a look's precision of each sample
     assert curve == pytest.approx(13, rel=0.15) and curve * data.y.shape[1] == pytest.approx(1640, rel=0.15)
     notebook = Path(FOLDER, "arci.ipynb")
-    for preset, more in (("gpu", "12"), ("full", "14")):
+    for preset, more in (("gpu", "15"), ("full", "16")):
         resolve(notebook, preset, 0)
         with pytest.raises(BadRequestError, match="would not fit the memory of the preset"):
             resolve(notebook, preset, 0, [("n_worlds", more)])
@@ -1066,7 +1066,7 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "heads",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "variant_steps": 10, "check": 5, "dim": 8},
+                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "variant_steps": 10, "variant_check": 5, "dim": 8},
                 **{"rates": "[0.01]", "dropouts": "[0.1]", "weights": "[0.2]", "batch_size": 16},
             },
         ),
@@ -1074,7 +1074,7 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "choosing",
             "gpu",
             {
-                **{"sizes": "[60, 64]", "n_test": 40, "n_worlds": 2, "max_steps": 10, "check": 5, "dim": 8},
+                **{"sizes": "[60, 64]", "n_choosing": 40, "n_worlds": 2, "max_steps": 10, "choosing_check": 5, "dim": 8},
                 **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
             },
         ),
@@ -1082,7 +1082,7 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "safety",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "term_steps": 10, "check": 5, "dim": 8},
+                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "term_steps": 10, "variant_check": 5, "dim": 8},
                 **{"term_rates": "[0.01]", "dropouts": "[0.1]", "strengths": "[1.0]", "term_batch": 16},
             },
         ),
