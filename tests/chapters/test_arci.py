@@ -638,7 +638,8 @@ def test_shared_definitions_are_the_same_text():
     network += ("build", "Task", "scores", "batches", "Watch", "going_on", "copies")
     world = ("World", "make_world", "Patients", "chance_of", "generate")
     own = ("Task", "joined", "numbered", "own_worlds")
-    fits = ("Fit", "pieces", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
+    fits = ("Fit", "pieces", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "RETAIN")
+    fits += ("SummedVisits",)
     for name, shared in (
         ("heads", network + world + own),
         ("choosing", (*network, *world, *own, *fits, "permuted", "fit_popularity", "jaccard")),
@@ -957,8 +958,8 @@ def test_each_budget_has_its_own_best_setting(notebook):
     tops = {"first": ([1.0, 9.0], [8.0, 1.0]), "second": ([5.0, 2.0], [3.0, 7.0])}  # whole, half
 
     def kept(name, _):  # one stack for both settings
-        both = list(zip(*tops.values(), strict=True))
-        found = {f"{w} top": torch.tensor(sum(top, [])) for w, top in zip(("whole", "half"), both, strict=True)}
+        both = zip(*tops.values(), strict=True)
+        found = {f"{w} top": torch.tensor([*a, *b]) for w, (a, b) in zip(("whole", "half"), both, strict=True)}
         return found | {f"{w} mark": torch.tensor([1.0, 1.0, 2.0, 2.0]) for w in ("whole", "half")}
 
     settings = [{"rate": 0.01, "dropout": 0.1}, {"rate": 0.01, "dropout": 0.5}]
@@ -1066,7 +1067,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "heads",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "variant_steps": 10, "variant_check": 5, "dim": 8},
+                **{
+                    "world_patients": 60,
+                    "world_test": 40,
+                    "n_worlds": 2,
+                    "variant_steps": 10,
+                    "variant_check": 5,
+                    "dim": 8,
+                },
                 **{"rates": "[0.01]", "dropouts": "[0.1]", "weights": "[0.2]", "batch_size": 16},
             },
         ),
@@ -1074,7 +1082,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "choosing",
             "gpu",
             {
-                **{"sizes": "[60, 64]", "n_choosing": 40, "n_worlds": 2, "max_steps": 10, "choosing_check": 5, "dim": 8},
+                **{
+                    "sizes": "[60, 64]",
+                    "n_choosing": 40,
+                    "n_worlds": 2,
+                    "max_steps": 10,
+                    "choosing_check": 5,
+                    "dim": 8,
+                },
                 **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
             },
         ),
@@ -1082,7 +1097,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "safety",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "term_steps": 10, "variant_check": 5, "dim": 8},
+                **{
+                    "world_patients": 60,
+                    "world_test": 40,
+                    "n_worlds": 2,
+                    "term_steps": 10,
+                    "variant_check": 5,
+                    "dim": 8,
+                },
                 **{"term_rates": "[0.01]", "dropouts": "[0.1]", "strengths": "[1.0]", "term_batch": 16},
             },
         ),
