@@ -1045,10 +1045,10 @@ def test_the_memory_of_larger_presets_is_counted(nb):
     curve = len(data.y) / 600 * 4  # a look's precision of each sample
     assert curve == pytest.approx(13, rel=0.15) and curve * data.y.shape[1] == pytest.approx(1640, rel=0.15)
     notebook = Path(FOLDER, "arci.ipynb")
-    for preset, more in (("gpu", "16"), ("full", "19")):
+    for preset, more in (("gpu", {"n_patients": "100000", "n_test": "20000"}), ("full", {"n_worlds": "19"})):
         resolve(notebook, preset, 0)
         with pytest.raises(BadRequestError, match="would not fit the memory of the preset"):
-            resolve(notebook, preset, 0, [("n_worlds", more)])
+            resolve(notebook, preset, 0, more.items())
 
 
 @pytest.mark.slow
