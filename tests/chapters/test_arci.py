@@ -765,6 +765,58 @@ def test_a_stack_is_put_together_and_taken_apart(nb, two_worlds):
     assert not torch.equal(parts[0].scores, parts[1].scores)  # starts of their own
 
 
+def test_settings_starts_and_worlds_keep_their_places_in_a_stack(nb, two_worlds):
+    """Two rates, two dropout rates, two starts, two worlds: what comes back as a setting was trained with it."""
+    settings = [{"rate": rate, "dropout": drop} for rate in (0.01, 0.02) for drop in (0.1, 0.5)]
+    task, seen = nb.own_worlds(True, two_worlds, 20, 20), []
+
+    def kept(name, make):
+        _, stack, setting, stream, weight = make.args
+        seen.append((name, setting["rate"], weight))
+        assert stream == name and torch.equal(stack.rows, task.rows.repeat(len(setting["dropout"]) // 2, 1))
+        mark = setting["rate"] * 100 + setting["dropout"]
+        looks = torch.zeros(1, len(mark))
+        return nb.Fit(torch.ones(1), looks, looks[..., None], mark[:, None, None], mark[:, None, None], mark)
+
+    given = {"SETTINGS": settings, "NETWORKS": {"ARCI": None}, "tasks": {"sums": task, "switches": task}, "found": {}}
+    given |= {"kept": kept, "starts": 2, "permuted": lambda one: one, "n_worlds": 2}
+    page = lift(f"{FOLDER}/arci.ipynb", ["fits"], SIZES | given)
+    for case, runs in (("sums", 4), ("switches", 2)):
+        trials = given["found"][case, "ARCI"] = page.fits("ARCI", case)
+        for one, fit in zip(settings, trials, strict=True):
+            assert fit.clipped.tolist() == pytest.approx([one["rate"] * 100 + one["dropout"]] * runs)
+    trials[2].held[:] = 1.0  # the best setting by validation: the one of the twin, once in each world
+    (twin,) = page.fits("ARCI, twin", "switches")
+    assert twin.clipped.tolist() == pytest.approx([2.1, 2.1])
+    assert {weight for *_, weight in seen} == {0.2} and len({name for name, *_ in seen}) == 5
+
+
+@pytest.mark.parametrize("notebook", ["heads", "safety"])
+def test_dropout_rates_of_a_stack_meet_every_world(notebook, two_worlds):
+    """Runs are dealt rate by rate, worlds in order within a rate; so are the interactions of the worlds."""
+    seen = {"pairs": []}
+    given = {"term_steps": 1, "variant_steps": 1, "check": 1, "VOCAB": two_worlds[0].shape[2], "n_worlds": 2}
+    given |= {"VARIANTS": {"x": ({}, 0.2)}, "clip": lambda net: None}
+    P = torch.stack([torch.eye(132), torch.ones(132, 132)])
+
+    def gated_term(logits, weight, gated, pairs):
+        seen["pairs"].append(pairs)
+        return logits.sum() * 0, torch.ones(len(logits))
+
+    page = lift(f"{FOLDER}/{notebook}.ipynb", ["own_worlds", "ARCI", "learn", "copies"], SIZES | given | {
+        "task": None, "tasks": {}, "SETTINGS": {"x": (0.05, True, P)}, "gated_term": gated_term,
+        "batch_size": 8})  # fmt: skip
+    space, task = page.learn.__globals__, page.own_worlds(True, two_worlds, 20, 20)
+    space |= {"task": task, "tasks": {"k": task}}
+    name, made = ("Parts", space["Parts"]) if notebook == "heads" else ("ARCI", space["ARCI"])
+    space[name] = lambda *sizes, **options: seen.update(options, runs=sizes[0]) or made(*sizes, **options)
+    found = page.learn(*(("k", "x") if notebook == "heads" else ("x",)), 0.01, [0.1, 0.5])
+    assert seen["runs"] == 4 and seen["dropout"].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.5])
+    assert found["whole top"].shape == (4,)
+    if notebook == "safety":
+        assert torch.equal(seen["pairs"][0], torch.cat([P, P]))
+
+
 def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):
     """Run 0 is best at the second look, run 1 at the first; what comes after a stop does not count."""
     rows, now = torch.zeros(2, 3, dtype=torch.long), {}
