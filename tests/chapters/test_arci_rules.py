@@ -43,10 +43,11 @@ class Noted(FakeRun):
         self.claims[name] = found
 
 
-def judge(notebook, cells, /, **given):
-    """The run after cells (by id) of a notebook were executed with these values."""
+def judge(notebook, cells, /, space=None, **given):
+    """The run after cells (by id) of a notebook were executed with these values; `space` gets what they define."""
     by_id = {c["id"]: "".join(c["source"]) for c in json.loads((FOLDER / f"{notebook}.ipynb").read_text())["cells"]}
-    space = {"run": Noted()} | TOOLS | given
+    space = {} if space is None else space
+    space |= {"run": Noted()} | TOOLS | given
     for name in cells:
         exec(compile(by_id[name], f"{notebook}[{name}]", "exec"), space)
     return space["run"]
@@ -296,25 +297,51 @@ def test_choices_on_test_are_the_mean_of_two_networks_on_groups_of_200():
 
 
 def test_the_seven_released_thresholds_are_chosen_on_test():
-    """The regression is best at .3 on validation and at .5 on test; groups of patients disagree by nothing."""
-    y = torch.ones(W, 6, 1, dtype=torch.bool)
-    scores = torch.full((W, 6, 1), 0.45)  # a set with the drug up to the threshold .4
-    fits = {(99, name): [SimpleNamespace(held_scores=scores, scores=scores)] for name in ("logistic", "ARCI")}
+    """One of two drugs is true: sets are right from .1 to .3 on validation, from .5 to .7 on test."""
+    y = torch.tensor([True, False]).expand(W, 6, 2)
+    held, scores = (torch.tensor(p).expand(W, 6, 2) for p in ([0.35, 0.05], [0.75, 0.45]))
+    fits = {(99, name): [SimpleNamespace(held_scores=held, scores=scores)] for name in ("logistic", "ARCI")}
     task = SimpleNamespace(train=SimpleNamespace(y=y[0]), held=torch.arange(6).expand(W, -1))
     asked = []
 
     def optimism(each, people, groups):
         asked.append((each.shape, groups))
-        return each[3] - each[4]  # what .4 has over .5
+        return each[4] - each[3]  # what .5 has over .4
 
     given = {"tasks": {99: task}, "LARGE": 99, "found": fits, "y": y, "people": None, "GROUPS": 2, "CUTS": (2, 4)}
     given |= {"chosen": lambda trials, part: getattr(trials[0], part), "optimism": optimism}
-    given |= {"jaccard": lambda a, b: (a & b).sum(-1).double(), "estimate": lambda each: seed_interval(each.mean(1))}
+    given |= {"jaccard": lambda a, b: (a & b).sum(-1) / (a | b).sum(-1)}
+    given |= {"estimate": lambda each: seed_interval(each.mean(1))}
     run = judge("choosing", ["released-cuts"], **given)
     assert asked == [((7, W, 6), groups) for groups in (2, 4)] * 2
     for name in ("logistic", "ARCI"):
-        assert near(run.metrics[f"optimism of a threshold, {name}"], 1.0)
-        assert near(run.metrics[f"best threshold on test, {name}"], 0.0)
+        assert near(run.metrics[f"optimism of a threshold, {name}"], 0.5)
+        assert near(run.metrics[f"best threshold on test, {name}"], 0.5)
+
+
+def test_the_twin_of_the_page_on_choices_has_other_answers():
+    asked = {}
+
+    def fits(name, task, stream, picks=None):
+        asked[stream, name] = (task, picks)
+        return [SimpleNamespace(held=torch.full((2, W), float(k))) for k in range(2)]
+
+    given = {"tasks": {9: "few", 99: "many"}, "LARGE": 99, "fits": fits, "SETTINGS": ["a", "b"], "penalties": []}
+    given |= {"permuted": lambda task: f"other answers of {task}", "fit_popularity": lambda task: None}
+    judge("choosing", ["trainings"], **given)
+    assert asked["permuted", "ARCI"] == ("other answers of many", ["b"])
+    assert asked["9", "ARCI"] == ("few", None) and asked["99", "ARCI"] == asked["99", "RETAIN"] == ("many", None)
+
+
+def test_heads_are_looked_at_after_half_and_after_all_of_the_budget():
+    given = {"REAL": "contrast 0.2", "WHENS": ("whole", "half"), "inside": lambda kind, name, when: (kind, name, when)}
+    space = {}
+    judge("heads", ["inside-run"], space=space, **given)
+    for name in ("contrast 0.2", "no contrast", "placebo"):
+        assert space["seen"]["profiles", name][2] == "whole" and space["seen_half"]["profiles", name][2] == "half"
+    assert {space["seen"]["null", name] for name in ("contrast 0.2", "no contrast")} == {
+        ("null", "contrast 0.2", "whole"), ("null", "no contrast", "whole")}  # fmt: skip
+    assert space["seen"]["profiles", "fresh"] == ("profiles", "contrast 0.2", "fresh")
 
 
 # The open sample
