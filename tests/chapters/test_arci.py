@@ -1161,7 +1161,7 @@ def test_the_memory_of_larger_presets_is_counted(nb):
                     "world_test": 40,
                     "n_worlds": 2,
                     "variant_steps": 10,
-                    "variant_check": 5,
+                    "check": 5,
                     "dim": 8,
                 },
                 **{"rates": "[0.01]", "dropouts": "[0.1]", "weights": "[0.2]", "batch_size": 16},
