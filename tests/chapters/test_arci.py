@@ -10,6 +10,8 @@ import json
 import math
 import sys
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -834,7 +836,7 @@ def test_dropout_rates_of_a_stack_meet_every_world(notebook, two_worlds):
 
     def gated_term(logits, weight, gated, pairs):
         seen["pairs"].append(pairs)
-        return logits.sum() * 0, torch.ones(len(logits))
+        return 5 * logits.sum(), torch.ones(len(logits))
 
     def rising(p, y):  # each look is better than the last
         seen["looks"] = seen.get("looks", 0) + 1
@@ -852,6 +854,59 @@ def test_dropout_rates_of_a_stack_meet_every_world(notebook, two_worlds):
     assert found["whole steps"].tolist() == [2] * 4 and found["half steps"].tolist() == [1] * 4
     if notebook == "safety":
         assert torch.equal(seen["pairs"][0], torch.cat([P, P]))
+        space["SETTINGS"]["none"] = (0.0, True, P)  # the same start and batches without the term
+        assert not torch.allclose(
+            page.learn("none", 0.01, [0.1, 0.5])["whole scores"], found["whole scores"], atol=0.01
+        )
+
+
+@pytest.mark.parametrize("notebook", ["choosing", "demo"])
+def test_settings_keep_their_runs_on_other_pages(nb, two_worlds, notebook):
+    task = nb.own_worlds(True, two_worlds, 20, 20)
+
+    def kept(name, make):
+        setting, looks = make.args[2], torch.zeros(1, 4)
+        assert torch.equal(make.args[1].rows, task.rows.repeat(2, 1))
+        return nb.Fit(
+            torch.ones(1), looks, looks[..., None], *[setting["dropout"][:, None, None]] * 2, setting["dropout"]
+        )
+
+    given = {
+        "rates": [0.01],
+        "dropouts": [0.1, 0.5],
+        "kept": kept,
+        "SETTINGS": [{"rate": 0.01, "dropout": d} for d in (0.1, 0.5)],
+    }
+    if notebook == "choosing":
+        trials = lift(f"{FOLDER}/choosing.ipynb", ["fits"], SIZES | given).fits("ARCI", task, "s", given["SETTINGS"])
+    else:
+        source = {c["id"]: "".join(c["source"]) for c in json.loads(Path(FOLDER, "demo.ipynb").read_text())["cells"]}
+        space = vars(lift(f"{FOLDER}/demo.ipynb", ["copies", "pieces", "ARCI", "RETAIN", "learn"], SIZES | given))
+        space |= vars(lift(f"{FOLDER}/demo.ipynb", ["copies"], SIZES)) | given | SIZES | {"found": {}, "penalties": []}
+        tools = {"product": product, "torch": torch, "partial": partial, "tqdm": lambda plan, **_: plan}
+        space |= tools | {"RUNS": [0, 1], "folds": task, "task": "all", "fit_logistic": None}
+        exec(source["trainings"], space)
+        trials = space["found"]["ARCI"]
+    assert [fit.clipped.tolist() for fit in trials] == [pytest.approx([d, d]) for d in (0.1, 0.5)]
+
+
+def test_copy_and_regression_are_tuned_on_validation(safety):
+    """Threshold and penalty that are best on validation and wrong on test are taken."""
+    answers = torch.tensor([[[True, False]] * 3])
+    given = {"GRID": torch.arange(0.05, 0.8, 0.025), "answers": answers, "truth": answers}
+    page = lift(f"{FOLDER}/safety.ipynb", ["set_overlap"], SIZES | given)
+    held, scores = (torch.tensor([[p] * 3]) for p in ([0.75, 0.55], [0.45, 0.3]))
+    assert page.set_overlap({"held": held, "scores": scores}).tolist() == [0.0]  # above .55 there is nothing on test
+    source = {c["id"]: "".join(c["source"]) for c in json.loads(Path(FOLDER, "safety.ipynb").read_text())["cells"]}
+    data = SimpleNamespace(y=torch.zeros(4, 2, dtype=torch.bool))
+    rows = {"rows": torch.tensor([[0, 1]]), "held": torch.tensor([[0, 1, 2]]), "tested": torch.tensor([[2, 3]])}
+    space = {"torch": torch, "np": np, "Tensor": torch.Tensor, "VOCAB": 2, "term_penalties": [0.1, 1.0, 3.0]}
+    space |= {"task": SimpleNamespace(train=data, test=data, **rows), "truth": data.y[rows["tested"]]}
+    space |= {"features": lambda data: torch.zeros(len(data.y), 4)}
+    space["logistic"] = lambda x, y, C: (torch.zeros(1, 4, 2), torch.full((1, 1, 2), C))
+    space["average_precision"] = lambda p, y: -(p.logit() - 1).abs().mean(2) if p.shape[1] == 3 else p.mean(2)
+    exec(source["simple-models"], space)
+    assert torch.allclose(space["simple"]["logistic"].logit(), torch.tensor(1.0))
 
 
 def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):

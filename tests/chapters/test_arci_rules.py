@@ -82,7 +82,7 @@ MODELS = {"ARCI": 0.5, "ARCI, twin": 0.2, "popularity": 0.1, "logistic": 0.33}
 MODELS |= {"RETAIN": 0.41, "transformer": 0.42, "memory": 0.44}
 
 
-def main_page(case="", name="", measure="", value=0.0):
+def main_page(case="", name="", measure="", value=0.0, reach=None):
     """Verdicts of the main page, with one other level where a world, a model and a measure are given."""
     values, found = {}, {}
     for (c, world), (model, base) in product(enumerate(("sums", "switches")), MODELS.items()):
@@ -99,7 +99,7 @@ def main_page(case="", name="", measure="", value=0.0):
         found["sums", model] = [*found["sums", model], SimpleNamespace(held=held)]
     moves = {("sums", 2): (0.1, 0.2), ("sums", 4): (0.3, 0.1), ("switches", 2): (9, 0), ("switches", 4): (0, 0)}
     cells = {(c, "all", b): {"A1": point(a1), "A7": point(a7)} for (c, b), (a1, a7) in moves.items()}
-    given = {"values": values, "found": found, "cells": cells, "BUDGETS": [1, 2, 4], "reach": point(0.05)}
+    given = {"values": values, "found": found, "cells": cells, "BUDGETS": [1, 2, 4], "reach": reach or point(0.05)}
     names = ["estimates", "gates", "gates-here", "rivals", "claims-of-models-here", "judged", "starts"]
     given |= {"NETWORKS": dict.fromkeys(("ARCI", *RIVALS)), "tasks": ("sums", "switches"), "n_worlds": W}
     return judge("arci", names, **given)
@@ -120,6 +120,8 @@ def test_claims_of_the_main_page_read_their_own_numbers():
     assert near(run.metrics["switches: ARCI minus logistic"], 0.22)
     assert near(run.metrics["sums: ARCI minus logistic, start 0"], 0.14)
     assert near(run.metrics["switches: ARCI minus logistic, start 1"], 0.25)
+    unsure = main_page(reach=Estimate(0.05, -0.01, 0.11, W))  # the products may be worth nothing
+    assert unsure.metrics["A7c: lower end of the gate"] == pytest.approx(-0.01)
     gates = {claim: run.metrics[f"{claim}: lower end of the gate"] for claim in run.claims}
     assert gates == pytest.approx({"A1": 0.3, "A1b": 0.32, "A1c": 0.34, "A7": 0.3, "A7c": 0.05}, abs=1e-3)
 
