@@ -9,6 +9,9 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -32,7 +35,7 @@ NAMES = (
     *("World", "make_world", "generate", "oracle", "average_precision", "jaccard", "recall_at", "ndcg_at", "scores"),
     *("loss_of", "clip", "Task", "own_worlds", "Fit", "Watch", "batches", "learn", "features", "logistic", "fit_of"),
     *("fit_logistic", "fit_popularity", "chosen", "guarded", "permuted", "until", "going_on", "kept"),
-    *("exactly_one", "numbered", "chance_of"),
+    *("exactly_one", "numbered", "chance_of", "copies", "pieces"),
 )
 
 
@@ -635,10 +638,11 @@ def test_shared_definitions_are_the_same_text():
     main = sources("arci")
     network = ("Linear", "look_up", "attend", "VisitAttention", "PathAttention", "contrast", "GRU", "RetainLayer")
     network += ("Batch", "Dropout", "Levels", "ARCI", "code_lists", "loss_of", "clip", "average_precision", "Samples")
-    network += ("build", "Task", "scores", "batches", "Watch", "going_on")
+    network += ("build", "Task", "scores", "batches", "Watch", "going_on", "copies")
     world = ("World", "make_world", "Patients", "chance_of", "generate")
     own = ("Task", "joined", "numbered", "own_worlds")
-    fits = ("Fit", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "SummedVisits", "RETAIN")
+    fits = ("Fit", "pieces", "learn", "fit_of", "fit_logistic", "features", "logistic", "chosen", "RETAIN")
+    fits += ("SummedVisits",)
     for name, shared in (
         ("heads", network + world + own),
         ("choosing", (*network, *world, *own, *fits, "permuted", "fit_popularity", "jaccard")),
@@ -648,7 +652,8 @@ def test_shared_definitions_are_the_same_text():
         other = sources(name)
         assert not [one for one in shared if other[one] != main[one]], name
     each = {name: sources(name) for name in ("heads", "safety")}
-    assert each["heads"]["kept"] == each["safety"]["kept"]
+    for one in ("kept", "stacked"):
+        assert each["heads"][one] == each["safety"][one]
 
 
 def test_parts_leave_out_what_they_say(heads, nb, patients):
@@ -663,6 +668,10 @@ def test_parts_leave_out_what_they_say(heads, nb, patients):
     plain = nb.ARCI(2, torch.Generator().manual_seed(3), 132, 16, dropout=0.0).eval()
     with torch.no_grad():
         logits, apart = plain(batch)
+        look = make().look(batch)  # a placebo has the intents of the patient before, in the same run
+        anchors = look["projected intents"][:, torch.arange(-1, rows.shape[1] - 1)]
+        wanted = sum(nb.contrast(anchors, look[f"projected {part}"]) for part in ("W", "context"))
+        assert torch.allclose(make(placebo=True)(batch)[1], wanted, atol=1e-4)
         for options, alike in (({}, True), ({"placebo": True}, True), ({"paths": False}, False)):
             found = make(**options)(batch)
             assert torch.allclose(found[0], logits, atol=1e-5) == alike
@@ -737,6 +746,167 @@ def test_every_model_learns_and_bars_what_was_seen(nb, patients):
         assert (fit.scores[task.test.barred[task.tested]] == 0).all()
     one = nb.learn(nb.RETAIN, task, setting, "s")
     assert torch.equal(one.scores, fits[1].scores)  # the same stream, the same numbers
+
+
+def test_a_setting_is_chosen_by_validation(nb):
+    """The setting that is better on validation is worse on test, run by run the other way round."""
+    held = torch.tensor([[0.3, 0.2]]), torch.tensor([[0.2, 0.4]])
+    fits = [nb.Fit(torch.ones(1), one, 1 - one[..., None], *[torch.full((2,), k)] * 3) for k, one in enumerate(held)]
+    assert nb.chosen(fits, "scores").tolist() == [0, 1]
+
+
+def test_measures_keep_starts_and_worlds_apart(nb, two_worlds):
+    """Only the second world's first training is right; the threshold is that of validation, though it fails on test."""
+    task = nb.own_worlds(True, two_worlds, 20, 20)
+    y, answers = (data.y[rows].float() for data, rows in ((task.test, task.tested), (task.train, task.held)))
+    found = torch.cat([1 - y, 1 - y])  # runs: start 0 of both worlds, start 1 of both worlds
+    found[1] = y[1]
+    looks = torch.zeros(1, 4)
+    fit = nb.Fit(
+        torch.ones(1), looks, looks[..., None], 0.6 + 0.3 * answers.repeat(2, 1, 1), 0.1 + 0.3 * found, looks[0]
+    )
+    given = SIZES | {"tasks": {"sums": task}, "found": {("sums", "ARCI"): [fit]}, "GRID": torch.arange(0.02, 0.8, 0.02)}
+    values = lift(f"{FOLDER}/arci.ipynb", ["measured"], given).measured("sums", "ARCI")
+    precision = values["average precision"].mean(2)
+    assert precision.shape == (2, 2) and precision[0, 1] == pytest.approx(1)
+    assert np.delete(precision.ravel(), 1).max() < 0.5
+    assert values["Jaccard"].max() == 0  # nothing on test is above .6
+
+
+def test_each_run_of_a_stack_has_its_own_dropout(nb):
+    """Run 0 keeps all numbers, run 1 loses half of them and doubles the rest; at work nothing is lost."""
+    layer = nb.Dropout(torch.tensor([0.0, 0.5]), torch.Generator().manual_seed(0)).train()
+    x = torch.ones(2, 40, 30)
+    found = layer(x)
+    assert torch.equal(found[0], x[0]) and set(found[1].unique().tolist()) == {0.0, 2.0}
+    assert float(found[1].mean()) == pytest.approx(1, abs=0.1)
+    assert layer.train()(x.bfloat16()).dtype == torch.bfloat16
+    assert layer.eval()(x) is x and nb.Dropout(0.0, torch.Generator()).train()(x) is x
+
+
+def test_a_stack_is_put_together_and_taken_apart(nb, two_worlds):
+    """Copies keep the rows of their run; the parts of a stack are its groups of runs, in order."""
+    task = nb.own_worlds(True, two_worlds, 20, 20)
+    many = nb.copies(task, 3)
+    for name in ("rows", "held", "tested"):
+        assert torch.equal(getattr(many, name)[4:6], getattr(task, name)) and len(getattr(many, name)) == 6
+    fit = nb.learn(nb.RETAIN, many, {"rate": 0.01, "dropout": torch.tensor([0.0, 0.0, 0.1, 0.1, 0.5, 0.5])}, "s")
+    parts = nb.pieces(fit, 3)
+    for name, axis in (("held", 1), ("test", 1), ("held_scores", 0), ("scores", 0), ("clipped", 0)):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts], axis), getattr(fit, name)), name
+    assert [part.scores.shape[0] for part in parts] == [2] * 3 and torch.equal(parts[2].scores, fit.scores[4:])
+    assert not torch.equal(parts[0].scores, parts[1].scores)  # starts of their own
+
+
+def test_settings_starts_and_worlds_keep_their_places_in_a_stack(nb, two_worlds):
+    """Two rates, two dropout rates, two starts, two worlds: what comes back as a setting was trained with it."""
+    settings = [{"rate": rate, "dropout": drop} for rate in (0.01, 0.02) for drop in (0.1, 0.5)]
+    task, seen = nb.own_worlds(True, two_worlds, 20, 20), []
+    mixed = replace(task, train=replace(task.train))  # the twin's answers
+
+    def kept(name, make):
+        _, stack, setting, stream, weight = make.args
+        seen.append((name, setting["rate"], weight))
+        assert stream == name and torch.equal(stack.rows, task.rows.repeat(len(setting["dropout"]) // 2, 1))
+        assert stack.train is (mixed.train if "twin" in name else task.train)
+        mark = setting["rate"] * 100 + setting["dropout"]
+        looks = torch.zeros(1, len(mark))
+        return nb.Fit(torch.ones(1), looks, looks[..., None], mark[:, None, None], mark[:, None, None], mark)
+
+    given = {"SETTINGS": settings, "NETWORKS": {"ARCI": None}, "tasks": {"sums": task, "switches": task}, "found": {}}
+    given |= {"kept": kept, "starts": 2, "permuted": lambda one: mixed, "n_worlds": 2}
+    page = lift(f"{FOLDER}/arci.ipynb", ["fits"], SIZES | given)
+    for case, runs in (("sums", 4), ("switches", 2)):
+        trials = given["found"][case, "ARCI"] = page.fits("ARCI", case)
+        for one, fit in zip(settings, trials, strict=True):
+            assert fit.clipped.tolist() == pytest.approx([one["rate"] * 100 + one["dropout"]] * runs)
+    trials[2].held[:] = 1.0  # the best setting by validation: the one of the twin, once in each world
+    (twin,) = page.fits("ARCI, twin", "switches")
+    assert twin.clipped.tolist() == pytest.approx([2.1, 2.1])
+    assert {weight for *_, weight in seen} == {0.2} and len({name for name, *_ in seen}) == 5
+
+
+@pytest.mark.parametrize("notebook", ["heads", "safety"])
+def test_dropout_rates_of_a_stack_meet_every_world(notebook, two_worlds):
+    """Runs are dealt rate by rate, worlds in order within a rate; so are the interactions of the worlds."""
+    seen = {"pairs": []}
+    given = {"term_steps": 2, "variant_steps": 2, "check": 1, "VOCAB": two_worlds[0].shape[2], "n_worlds": 2}
+    given |= {"VARIANTS": {"x": ({}, 0.2)}, "clip": lambda net: None}
+    P = torch.stack([torch.eye(132), torch.ones(132, 132)])
+
+    def gated_term(logits, weight, gated, pairs):
+        seen["pairs"].append(pairs)
+        return 5 * logits.sum(), torch.ones(len(logits))
+
+    def rising(p, y):  # each look is better than the last
+        seen["looks"] = seen.get("looks", 0) + 1
+        return torch.full(y.shape[:2], float(seen["looks"]))
+
+    page = lift(f"{FOLDER}/{notebook}.ipynb", ["own_worlds", "ARCI", "learn", "copies"], SIZES | given | {
+        "task": None, "tasks": {}, "SETTINGS": {"x": (0.05, True, P)}, "gated_term": gated_term,
+        "batch_size": 8})  # fmt: skip
+    space, task = page.learn.__globals__, page.own_worlds(True, two_worlds, 20, 20)
+    space |= {"task": task, "tasks": {"k": task}, "average_precision": rising}
+    name, made = ("Parts", space["Parts"]) if notebook == "heads" else ("ARCI", space["ARCI"])
+    space[name] = lambda *sizes, **options: seen.update(options, runs=sizes[0]) or made(*sizes, **options)
+    found = page.learn(*(("k", "x") if notebook == "heads" else ("x",)), 0.01, [0.1, 0.5])
+    assert seen["runs"] == 4 and seen["dropout"].tolist() == pytest.approx([0.1, 0.1, 0.5, 0.5])
+    assert found["whole steps"].tolist() == [2] * 4 and found["half steps"].tolist() == [1] * 4
+    if notebook == "safety":
+        assert torch.equal(seen["pairs"][0], torch.cat([P, P]))
+        space["SETTINGS"]["none"] = (0.0, True, P)  # the same start and batches without the term
+        assert not torch.allclose(
+            page.learn("none", 0.01, [0.1, 0.5])["whole scores"], found["whole scores"], atol=0.01
+        )
+
+
+@pytest.mark.parametrize("notebook", ["choosing", "demo"])
+def test_settings_keep_their_runs_on_other_pages(nb, two_worlds, notebook):
+    task = nb.own_worlds(True, two_worlds, 20, 20)
+
+    def kept(name, make):
+        setting, looks = make.args[2], torch.zeros(1, 4)
+        assert torch.equal(make.args[1].rows, task.rows.repeat(2, 1))
+        return nb.Fit(
+            torch.ones(1), looks, looks[..., None], *[setting["dropout"][:, None, None]] * 2, setting["dropout"]
+        )
+
+    given = {
+        "rates": [0.01],
+        "dropouts": [0.1, 0.5],
+        "kept": kept,
+        "SETTINGS": [{"rate": 0.01, "dropout": d} for d in (0.1, 0.5)],
+    }
+    if notebook == "choosing":
+        trials = lift(f"{FOLDER}/choosing.ipynb", ["fits"], SIZES | given).fits("ARCI", task, "s", given["SETTINGS"])
+    else:
+        source = {c["id"]: "".join(c["source"]) for c in json.loads(Path(FOLDER, "demo.ipynb").read_text())["cells"]}
+        space = vars(lift(f"{FOLDER}/demo.ipynb", ["copies", "pieces", "ARCI", "RETAIN", "learn"], SIZES | given))
+        space |= vars(lift(f"{FOLDER}/demo.ipynb", ["copies"], SIZES)) | given | SIZES | {"found": {}, "penalties": []}
+        tools = {"product": product, "torch": torch, "partial": partial, "tqdm": lambda plan, **_: plan}
+        space |= tools | {"RUNS": [0, 1], "folds": task, "task": "all", "fit_logistic": None}
+        exec(source["trainings"], space)
+        trials = space["found"]["ARCI"]
+    assert [fit.clipped.tolist() for fit in trials] == [pytest.approx([d, d]) for d in (0.1, 0.5)]
+
+
+def test_copy_and_regression_are_tuned_on_validation(safety):
+    """Threshold and penalty that are best on validation and wrong on test are taken."""
+    answers = torch.tensor([[[True, False]] * 3])
+    given = {"GRID": torch.arange(0.05, 0.8, 0.025), "answers": answers, "truth": answers}
+    page = lift(f"{FOLDER}/safety.ipynb", ["set_overlap"], SIZES | given)
+    held, scores = (torch.tensor([[p] * 3]) for p in ([0.75, 0.55], [0.45, 0.3]))
+    assert page.set_overlap({"held": held, "scores": scores}).tolist() == [0.0]  # above .55 there is nothing on test
+    source = {c["id"]: "".join(c["source"]) for c in json.loads(Path(FOLDER, "safety.ipynb").read_text())["cells"]}
+    data = SimpleNamespace(y=torch.zeros(4, 2, dtype=torch.bool))
+    rows = {"rows": torch.tensor([[0, 1]]), "held": torch.tensor([[0, 1, 2]]), "tested": torch.tensor([[2, 3]])}
+    space = {"torch": torch, "np": np, "Tensor": torch.Tensor, "VOCAB": 2, "term_penalties": [0.1, 1.0, 3.0]}
+    space |= {"task": SimpleNamespace(train=data, test=data, **rows), "truth": data.y[rows["tested"]]}
+    space |= {"features": lambda data: torch.zeros(len(data.y), 4)}
+    space["logistic"] = lambda x, y, C: (torch.zeros(1, 4, 2), torch.full((1, 1, 2), C))
+    space["average_precision"] = lambda p, y: -(p.logit() - 1).abs().mean(2) if p.shape[1] == 3 else p.mean(2)
+    exec(source["simple-models"], space)
+    assert torch.allclose(space["simple"]["logistic"].logit(), torch.tensor(1.0))
 
 
 def test_watch_keeps_the_best_look_before_each_stop(nb, monkeypatch):
@@ -845,8 +1015,9 @@ def test_map_reads_curves_up_to_the_budget(nb):
     fit = nb.Fit(torch.tensor([10, 20, 30]), held, test, *[torch.zeros(2)] * 3)
     other = nb.Fit(fit.steps, held - 0.05, test + 10, *[torch.zeros(2)] * 3)
     for budget, top, score in ((10, [0.1, 0.3], [0, 1]), (20, [0.2, 0.3], [2, 1]), (99, [0.9, 0.3], [4, 1])):
-        found = nb.until([other, fit], budget)
-        assert found[0].tolist() == pytest.approx(top) and found[1][:, 0].tolist() == score
+        found = nb.until([other, fit], budget)  # one start in each of two worlds
+        assert found[0].shape == (1, 2) and found[1].shape == (1, 2, 1)
+        assert found[0][0].tolist() == pytest.approx(top) and found[1][0, :, 0].tolist() == score
 
 
 def test_measures_against_scikit_learn_with_ties_and_empties(nb):
@@ -930,18 +1101,18 @@ def test_each_budget_has_its_own_best_setting(notebook):
     """Run 0 is best with the second setting at the end and with the first one after half; run 1 the other way round."""
     tops = {"first": ([1.0, 9.0], [8.0, 1.0]), "second": ([5.0, 2.0], [3.0, 7.0])}  # whole, half
 
-    def kept(name, _):
-        whole, half = tops["first" if "first" in name else "second"]
-        mark = 1.0 if "first" in name else 2.0
-        return {f"{w} {k}": torch.tensor(v) for w, top in (("whole", whole), ("half", half))
-                for k, v in (("top", top), ("mark", [mark, mark]))}  # fmt: skip
+    def kept(name, _):  # one stack for both settings
+        both = zip(*tops.values(), strict=True)
+        found = {f"{w} top": torch.tensor([*a, *b]) for w, (a, b) in zip(("whole", "half"), both, strict=True)}
+        return found | {f"{w} mark": torch.tensor([1.0, 1.0, 2.0, 2.0]) for w in ("whole", "half")}
 
-    grid = {"SETTINGS": ["first", "second"], "TRIED": ["first", "second"], "CLAIMED": ("none",), "suits": {}}
+    settings = [{"rate": 0.01, "dropout": 0.1}, {"rate": 0.01, "dropout": 0.5}]
+    grid = {"SETTINGS": settings, "TRIED": settings, "CLAIMED": ("none",), "suits": {}}
     grid |= {"kept": kept, "learn": print, "WHENS": ("whole", "half")}
     chosen = lift(f"{FOLDER}/{notebook}.ipynb", ["chosen"], SIZES | grid).chosen
     found = chosen("profiles", "x") if notebook == "heads" else chosen("none")
     assert found["whole"]["mark"].tolist() == [2, 1] and found["half"]["mark"].tolist() == [1, 2]
-    assert found["whole"]["top"].tolist() == [5, 9] and list(grid["suits"].values()) == ["first"]
+    assert found["whole"]["top"].tolist() == [5, 9] and list(grid["suits"].values()) == settings[:1]
 
 
 def test_measures_of_heads(heads):
@@ -1018,10 +1189,10 @@ def test_the_memory_of_larger_presets_is_counted(nb):
     curve = len(data.y) / 600 * 4  # a look's precision of each sample
     assert curve == pytest.approx(13, rel=0.15) and curve * data.y.shape[1] == pytest.approx(1640, rel=0.15)
     notebook = Path(FOLDER, "arci.ipynb")
-    for preset, more in (("gpu", "12"), ("full", "14")):
+    for preset, more in (("gpu", {"n_patients": "100000", "n_test": "20000"}), ("full", {"n_worlds": "19"})):
         resolve(notebook, preset, 0)
         with pytest.raises(BadRequestError, match="would not fit the memory of the preset"):
-            resolve(notebook, preset, 0, [("n_worlds", more)])
+            resolve(notebook, preset, 0, more.items())
 
 
 @pytest.mark.slow
@@ -1040,7 +1211,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "heads",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "variant_steps": 10, "check": 5, "dim": 8},
+                **{
+                    "world_patients": 60,
+                    "world_test": 40,
+                    "n_worlds": 2,
+                    "variant_steps": 10,
+                    "check": 5,
+                    "dim": 8,
+                },
                 **{"rates": "[0.01]", "dropouts": "[0.1]", "weights": "[0.2]", "batch_size": 16},
             },
         ),
@@ -1048,7 +1226,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "choosing",
             "gpu",
             {
-                **{"sizes": "[60, 64]", "n_test": 40, "n_worlds": 2, "max_steps": 10, "check": 5, "dim": 8},
+                **{
+                    "sizes": "[60, 64]",
+                    "n_choosing": 40,
+                    "n_worlds": 2,
+                    "max_steps": 10,
+                    "choosing_check": 5,
+                    "dim": 8,
+                },
                 **{"rates": "[0.01]", "penalties": "[0.1]", "batch_size": 16},
             },
         ),
@@ -1056,7 +1241,14 @@ def test_the_memory_of_larger_presets_is_counted(nb):
             "safety",
             "gpu",
             {
-                **{"world_patients": 60, "world_test": 40, "n_worlds": 2, "term_steps": 10, "check": 5, "dim": 8},
+                **{
+                    "world_patients": 60,
+                    "world_test": 40,
+                    "n_worlds": 2,
+                    "term_steps": 10,
+                    "variant_check": 5,
+                    "dim": 8,
+                },
                 **{"term_rates": "[0.01]", "dropouts": "[0.1]", "strengths": "[1.0]", "term_batch": 16},
             },
         ),

@@ -16,7 +16,7 @@ FOLDER = Path("notebooks/arci")
 DATA = Path(os.environ.get("REPRODUCTIONS_DATA", "")) / "arci"
 SAMPLE = DATA / "mimic-iv-demo-2.2" / "hosp"
 with_data = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the open sample of MIMIC-IV is not in REPRODUCTIONS_DATA")
-NAMES = ("visits_of", "checked", "mapped", "toy", "interaction_rate", "overlap_of", "average_precision")
+NAMES = ("visits_of", "checked", "mapped", "pairs_of", "toy", "interaction_rate", "overlap_of", "average_precision")
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +55,38 @@ def test_a_map_with_a_few_other_codes_loses_their_rows_only(demo):
             demo.mapped(fields, known.iloc[8:])
 
 
+def test_numbers_of_patients_must_be_of_one_kind(demo):
+    rows, stays, known = demo.toy()
+    for name in ("subject_id", "hadm_id"):
+        with pytest.raises(ValueError, match=f"{name} is text in one table"):
+            demo.visits_of(rows.assign(**{name: rows[name].astype(str)}), stays, known)
+
+
+def test_interactions_of_unknown_drugs_are_left_out(demo):
+    number = {"A01A": 0, "B01A": 1, "C07A": 2}
+    listed = pd.DataFrame(
+        {"atc_a": ["A01A", "C07A", "X99X", "A01A", None], "atc_b": ["B01A", "A01A", "A01A", "Y", "A01A"]}
+    )
+    wanted = np.zeros((3, 3), bool)
+    wanted[[0, 1, 0, 2], [1, 0, 2, 0]] = True
+    assert np.array_equal(demo.pairs_of(listed, number), wanted)
+    with pytest.raises(ValueError, match="no pair is about two drugs"):
+        demo.pairs_of(listed.iloc[2:4], number)
+    with pytest.raises(ValueError, match="interactions: columns missing: atc_b"):
+        demo.pairs_of(listed.drop(columns="atc_b"), number)
+
+
 def test_codes_that_training_never_saw(demo):
-    """Drug 3 is given to the third patient alone: no error, and of the models only a copy can have it."""
+    """Drug 3 is given to the third patient alone: a copy can have it, popularity can not, and its share is told."""
     visits = torch.zeros(3, 2, 5, dtype=torch.bool)
     visits[:, :, [0, 1]] = visits[2, :, 3] = True
     data, hot = demo.build(visits, new=False), visits.flatten(0, 1).numpy()
     rows, all_rows = torch.tensor([[0, 1], [2, 0]]), torch.arange(3).expand(2, -1)
     given = {"folds": demo.Task(data, data, rows, rows, all_rows), "data": data, "task": "all", "V": 5, "hot": hot}
     given |= {"RUNS": [(0, 0), (0, 1)], "person": np.repeat(np.arange(3), 2), "owner": np.arange(3)}
-    page = lift(FOLDER / "demo.ipynb", ("fit_counts", "fit_logistic"), given | {"run": FakeRun()})
-    assert page.fit_logistic(given["folds"], {"C": 1.0}).scores[0, 2, 3] < 0.3
+    given |= {"home": {(0, 0): np.array([2]), (0, 1): np.array([1])}, "run": FakeRun()}
+    page = lift(FOLDER / "demo.ipynb", ("unseen_share", "fit_counts"), given)
+    assert page.unseen_share() == pytest.approx(1 / 5)  # of three drugs of patient 2 and two of patient 1
     popular, copy = (page.fit_counts(copy=one).scores[0, 2] for one in (False, True))
     assert popular[3] < 0.01 and not popular[3] > 0.495 and popular[:2].min() > 0.495 and copy[3] > 0.495
 
@@ -126,10 +148,7 @@ def test_the_open_sample_has_the_numbers_of_an_independent_count(demo):
     assert table.both.sum() / table.either.sum() == pytest.approx(0.449, abs=6e-4)
     assert np.mean([len(one) for one in sets]) == pytest.approx(21.3, abs=0.05) and (table.new > 0).sum() == 130
     hot = np.array([[code in one for code in number] for one in sets])
-    listed = np.zeros((133, 133), bool)
-    for a, b in pd.read_csv(DATA / "ddi_atc3_pairs_gamenet.csv").itertuples(index=False):
-        if a in number and b in number:
-            listed[[number[a], number[b]], [number[b], number[a]]] = True
+    listed = demo.pairs_of(pd.read_csv(DATA / "ddi_atc3_pairs_gamenet.csv"), number)
     assert demo.interaction_rate(hot, listed) == pytest.approx(0.0593, abs=1e-4)
 
 
@@ -159,4 +178,5 @@ def test_the_demo_in_larger_presets(execute, tmp_path, preset, task):
     assert record["complete"] and all("verdict" in claim for claim in record["claims"].values())
     metrics = record["metrics"]
     assert metrics["visits"]["value"] == 196
+    assert 0 < metrics["share of drugs to predict that training never saw"]["value"] < 0.2
     assert ("ARCI minus copy, precision" in metrics) == (task == "all")
