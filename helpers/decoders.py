@@ -116,23 +116,21 @@ def _attention(w: Weights, i: int, x: Tensor, cache: Cache | None) -> Tensor:
         far = torch.cat([cache.last[i], x], 2) if i in cache.last else far
         cache.last[i] = far[:, :, -3:]
     mix = w[f"mix{i}"][:, :, None, None]
-    x = mix[:, 0] * far[:, :, :t]
-    for j in range(1, 4):
-        x = torch.addcmul(x, mix[:, j], far[:, :, j : j + t])
+    x = sum((mix[:, j] * far[:, :, j : j + t] for j in range(4)), start=torch.zeros((), device=x.device))
     parts = torch.bmm(x.flatten(1, 2), w[f"read{i}"]).view(runs * rows, t, 3, -1, HEAD)
-    turned = _rotate(parts[:, :, :2], torch.arange(start, start + t, device=x.device))
-    q, k, v = (part.transpose(1, 2) for part in (*turned.unbind(2), parts[:, :, 2]))
+    q, k, v = (part.transpose(1, 2) for part in parts.unbind(2))
+    at = torch.arange(start, start + t, device=x.device)
+    q, k = _rotate(q, at), _rotate(k, at)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if cache is None else _recall(q, k, v, i, cache)
     return torch.bmm(y.transpose(1, 2).reshape(runs, rows * t, width), w[f"write{i}"])
 
 
 def _rotate(x: Tensor, at: Tensor) -> Tensor:
-    """Rotary positions: turn pairs of x `(rows, t, ..., HEAD)` by the position `(t,)` (Su et al. 2021)."""
+    """Rotary positions: turn pairs of x `(..., t, HEAD)` by the position `(t,)` (Su et al. 2021)."""
     speed = 1000 ** (-torch.arange(HEAD // 2, device=x.device) / (HEAD // 2))
-    angle = (at[:, None] * speed).view(len(at), *[1] * (x.ndim - 3), -1)
-    cos, sin = angle.cos(), angle.sin()
+    angle = at[:, None] * speed
     a, b = x.chunk(2, -1)
-    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(a * sin, b, cos)], -1)
+    return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
 def _recall(q: Tensor, k: Tensor, v: Tensor, i: int, cache: Cache) -> Tensor:

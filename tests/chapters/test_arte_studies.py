@@ -17,7 +17,6 @@ from helpers.models import LanguageModel
 
 FOLDER = Path("notebooks/arte")
 NAMES = ["boolean", "lies", "navigate", "demonstration", "asked", "margins", "agree", "both_ends", "fit_2pl"]
-NAMES += ["recovery"]
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +126,6 @@ def test_a_task_is_judged_by_its_options(tmp_path):
     assert got["usual answer"] == 0.5 and got["best is tied"] == 0
 
 
-def test_planted_discriminations_are_recovered_from_many_respondents_only(nb):
-    """The bar of the chapter: a rank correlation of .8; here with the simulation of the page, fewer of it."""
-    many, few = (nb.recovery(n, 0.5, 4).value for n in (100, 20))
-    assert many >= 0.8 > few + 0.1
-    assert abs(nb.recovery(100, 0.5, 4, mixed=True).value) < 0.35  # the shares of right answers tell a little
-
-
 def test_a_lead_has_the_error_of_two_shares():
     lead = lift(FOLDER / "tables.ipynb", ["lead"]).lead
     rng = np.random.default_rng(0)
@@ -147,14 +139,6 @@ def test_examples_without_their_answer_are_noticed():
     """The demonstration ends before its answer: nothing can pull the student, and nothing is scored for minutes."""
     error = sabotage("arte", {"Answer: {example.answer}": "Answer:"}, notebook="preferences")
     assert error.startswith("RegressionError") and "pull of the example's answer" in error
-
-
-@pytest.mark.sabotage
-def test_discriminations_without_abilities_are_noticed():
-    """A 2PL whose respondents are all alike."""
-    broken = {"log_a.exp()[:, None] * (ability": "log_a.exp()[:, None] * (0 * ability"}
-    error = sabotage("arte", broken, notebook="preferences")
-    assert error.startswith("RegressionError") and "recovered discriminations" in error
 
 
 @pytest.mark.sabotage
