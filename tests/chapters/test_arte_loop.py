@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,10 +137,16 @@ TINY |= {"loop_student": "smollm2-135m-instruct", "n_loop": 4, "n_scored": 1, "n
 
 @pytest.mark.slow
 @pytest.mark.skipif("REPRODUCTIONS_DATA" not in os.environ, reason="needs the questions of BIG-Bench Hard")
-def test_the_preset_full_on_the_smallest_real_models(execute):
-    """SmolLM2-135M teaches itself: every step of the loop, with a few questions."""
+def test_the_preset_full_on_the_smallest_real_models(execute, tmp_path):
+    """SmolLM2-135M teaches itself: every step of the loop, with a few questions and short texts."""
+    folder = tmp_path / "notebooks" / "arte"
+    shutil.copytree(FOLDER, folder)
+    notebook = folder / NOTEBOOK.name
+    text = notebook.read_text()
+    assert text.count("TOKENS = 200 ") == 1
+    notebook.write_text(text.replace("TOKENS = 200 ", "TOKENS = 24 "))
     where = {"REPRODUCTIONS_DATA": os.environ["REPRODUCTIONS_DATA"]}
-    done = execute(FOLDER.resolve(), notebook="preferences", preset="full", parameters=TINY, environment=where)
+    done = execute(folder, notebook="preferences", preset="full", parameters=TINY, environment=where, timeout_s=1200)
     assert done.code == 0, done.err[-2000:]
     record = json.loads(done.record.read_text())
     assert {"L1", "L1b", "B4"} <= {n for n, one in record["claims"].items() if one["verdict"] != "not testable here"}
