@@ -3,10 +3,15 @@
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from fake_run import FakeRun
@@ -214,7 +219,7 @@ def test_the_loss_is_that_of_each_answer_alone(nb, generator):
 def test_dpo_equals_trls_formula(nb, generator):
     """trl 1.16.0, dpo_trainer.py, loss "sigmoid": -logsigmoid(beta * delta) of the log-ratios to the reference.
 
-    Its loss is no function of its own that could be called here.
+    test_arte_peers.py compares with its trainer itself.
     """
     for _ in range(500):
         a, b, c, d = torch.randn(4, 3, generator=generator, dtype=torch.float64).mul(20)
@@ -554,6 +559,39 @@ def test_the_preset_gpu_scaled_down(execute):
     assert {"C1", "C1b", "C1c", "C1f", "C2", "C3", "C3b", "C4b", "C6", "C7", "C7b", "C7c", "C7d"} <= judged
     assert record["claims"]["C1b"]["verdict"] == "inconclusive"  # untrained students learn nothing: the gate is closed
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
+
+
+def started(out: Path) -> subprocess.Popen:
+    """A run of the smallest `full` of the main page."""
+    settings = TINY | {"n_worlds": 2}
+    command = [sys.executable, "-m", "helpers.engine.cli", "run", str(MAIN), "--preset", "full", "--out", str(out)]
+    command += [word for name, value in settings.items() for word in ("-p", f"{name}={value}")]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("REPRODUCTIONS_")}
+    return subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_a_killed_page_goes_on_and_ends_with_the_same_record(tmp_path):
+    """A kernel that is killed after three trainings: the second start makes none of them again."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    first = started(whole)
+    out, _ = first.communicate()
+    assert first.returncode == 0, out
+    second, deadline = started(killed), time.monotonic() + 300
+    while len(found := sorted(killed.rglob("*.entry"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kernel = next(p for p in psutil.Process(second.pid).children(True) if "ipykernel" in " ".join(p.cmdline()))
+    kernel.kill()
+    second.communicate()
+    assert second.returncode == 1 and len(found) >= 3 and not list(killed.rglob("arte.json"))
+    third, made = started(killed), [path.stat().st_mtime for path in found]
+    while third.poll() is None and (left := [path for path in found if path.is_file()]):
+        assert [path.stat().st_mtime for path in left] == made, "a training was made again"
+        time.sleep(0.2)
+    out, _ = third.communicate()
+    assert third.returncode == 0 and not list(killed.rglob("*.entry")), out
+    records = [json.loads(next(folder.rglob("arte.json")).read_text()) for folder in (whole, killed)]
+    assert records[0]["metrics"] == records[1]["metrics"] and records[0]["claims"] == records[1]["claims"]
 
 
 @pytest.mark.sabotage

@@ -1,5 +1,7 @@
 """ARTE, the two studies: questions against plain solvers, shared keys against whole texts, agreement, sums."""
 
+import itertools
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +79,51 @@ def test_agreement_counts_ties_in_parts(nb):
     rows = np.zeros((1, 2, 4, 6), bool)
     rows[:, :, 2] = True  # one style is always right
     assert nb.both_ends(rows, np.array([[0, 3]])).tolist() == [[[1.0, 1.0]], [[1.0, 1.0]]]
+
+
+def test_an_interval_over_drafts_and_questions_is_wider_than_over_drafts_alone():
+    """Questions differ, drafts hardly: over drafts alone the mean looked certain."""
+    rng = np.random.default_rng(0)
+    gaps = rng.choice([-1.0, 0.0, 1.0], (3, 1, 20)) + 0.01 * rng.normal(size=(3, 8, 20))
+    given = {"n_examples": 8, "item_task": np.repeat([0, 1, 2], 20)}
+    found = lift(FOLDER / "preferences.ipynb", ["crossed"], given).crossed(gaps)
+    assert found.value == pytest.approx(gaps.mean())
+    error = np.sqrt(np.mean([gaps[t].mean(0).var(ddof=1) / 20 for t in range(3)]) / 3)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.15)
+
+
+def test_the_models_own_drafts_keep_their_questions_and_styles():
+    said = (SimpleNamespace(texts=[[f" reason\n{i} "] for i in range(6)]),)
+    prompts = []
+    given = {"run": FakeRun(), "lm": None, "generate": lambda _, rows, *a, **k: prompts.extend(rows) or said[0]}
+    heads = lift(FOLDER / "preferences.ipynb", ["own_heads"], given).own_heads([("q1", "a1"), ("q2", "a2")], "test")
+    assert [("q1" in p, "a1" in p) for p in prompts] == [(True, True)] * 3 + [(False, False)] * 3
+    assert heads[0] == "Q: q1\nreason 0\nAnswer: a1\n\n" and heads[3] == "Q: q1\nAnswer: a1\n\n"
+    assert heads[4] == "Q: q2\nreason 3\nAnswer: a2\n\n" and len(heads) == 8
+
+
+def test_a_task_is_judged_by_its_options(tmp_path):
+    """Ten questions, four asked: the steps draw the right token, the other styles that of (A)."""
+    path = tmp_path / "task.json"
+    rows = [{"input": f"q{i}", "target": "AB"[i % 2]} for i in range(10)]
+    rows[8] = {"input": "q8", "target": "B"}
+    path.write_text(json.dumps({"examples": rows}))
+    gold, turn = torch.tensor([0, 1, 0, 1]), itertools.count()
+
+    def next_logprobs(lm, head, texts):
+        assert texts == [f"Q: q{i}\nAnswer: (" for i in range(4)]
+        return torch.nn.functional.one_hot(gold if next(turn) % 4 == 0 else gold * 0, 2).float().log()
+
+    class Run(FakeRun):
+        def data(self, name: str) -> Path:
+            return path
+
+    tokens = torch.tensor([["AB".index(row["target"]), 1 - "AB".index(row["target"])] for row in rows])
+    given = {"run": Run(), "lm": None, "n_items": 4, "n_more": 2, "next_logprobs": next_logprobs}
+    given |= {"deciding": lambda answers, rng: (" (", tokens), "own_heads": lambda rows, stream: ["head"] * 8}
+    got = lift(FOLDER / "preferences.ipynb", ["on_task"], given).on_task("task")
+    assert got["accuracy"] == pytest.approx((1 + 3 * 0.5) / 4) and got["steps minus answer"] == pytest.approx(0.5)
+    assert got["usual answer"] == 0.5 and got["best is tied"] == 0
 
 
 def test_a_lead_has_the_error_of_two_shares():
