@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dice_pages import FOLDER
 from lift import sabotage
 from safetensors.torch import load_file
 from tiny import save_tiny
@@ -15,8 +16,8 @@ from helpers.paths import data_dir
 from helpers.record import Record
 from helpers.verify import load_expected
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
-TRAINING = [f"dice/{name}" for name in ("SVAMP.json", "gsm8k_train.jsonl", "gsmhardv2.jsonl", "mawpsmultiarith.jsonl")]
+TRAINING = [f"dice/{name}" for name in ("SVAMP.json", "gsm8k_train.jsonl", "gsmhardv2.jsonl")]
+TRAINING += [f"dice/mawps{name}.jsonl" for name in ("addsub", "multiarith", "singleeq", "singleop")]
 TRAINING += ["dice/dice_gsm8k_rephrased1.csv", "dice/dice_gsm8k_original.csv"]
 TRAINING += [f"safety_neurons/self_instruct_{name}.jsonl" for name in ("seed_tasks", "user_oriented")]
 have_data = pytest.mark.skipif(
@@ -54,7 +55,7 @@ def test_larger_presets_train_and_judge_on_a_tiny_model(chapter_copy, tiny_folde
     assert done.code == 0, done.err
     record = Record.read(done.record)
     assert {"D1", "D2", "D2n", "D3", "D3x", "D3t", "D3b", "H", "HT", "HD", "D4", "D4f"} <= record.claims.keys()
-    assert "auroc_hard" in record.metrics
+    assert {"auroc_on_hard", "auroc_on_syn_unseen", "topic_svamp", "topic_singleop"} <= record.metrics.keys()
     made = done.record.with_suffix(".adapters")
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["sizes"]["n_items"] == 12 and manifest["sizes"]["copies"] == 2
