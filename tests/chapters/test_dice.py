@@ -17,7 +17,7 @@ from tiny import tiny_llama
 
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
-from helpers.stats import auroc, crossed_bootstrap
+from helpers.stats import auroc, crossed_bootstrap, seed_interval
 
 NAMES = [
     "encode",
@@ -419,34 +419,30 @@ def test_positions_by_brute_force(nb):
     assert nb.position(scores, "contaminated", kept, some) == 1 and nb.position(scores, "clean", kept, some) == 0
 
 
-def made_up(rng: np.random.Generator, n: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+def made_up(rng: np.random.Generator, n: int, shift: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
     """Scores (detector, number, question) of two kinds of models: detectors, models and questions all differ."""
-    detectors, questions = 0.3 * rng.standard_normal((5, 1, 1)), 0.7 * rng.standard_normal(n)
+    detectors, questions = 0.3 * rng.standard_normal((5, 1, 1)), spread * rng.standard_normal(n)
     models = 0.5 * rng.standard_normal((2, 1, 5, 1))
     noise = 0.7 * rng.standard_normal((2, 5, 5, n))
     low, high = detectors + questions + models + noise
     return high + shift, low
 
 
-@pytest.mark.parametrize("n", [5, 8])
-def test_intervals_hold_the_chance_of_models_and_of_questions(lm, n):
-    """Mean score on other models and AUROC of two kinds, over five models and few questions.
-
-    An interval over models alone covers the mean score 70 times in 100 here.
-    """
-    nb = page(
-        lm, crossed_bootstrap=lambda grid, of, **options: crossed_bootstrap(grid, of, **options | {"n_resamples": 200})
-    )
-    rng, draws = np.random.default_rng(0), 200
-    truth = np.mean([nb.plain_area(made_up(rng, 200, 1.0)) for _ in range(50)])
-    mean_hits = area_hits = 0
+@pytest.mark.parametrize(("n", "spread"), [(5, 0.7), (8, 2.0)])
+def test_intervals_hold_the_chance_of_models_and_of_questions(lm, n, spread):
+    """Mean score on other models and AUROC of two kinds, over five models and few questions that differ."""
+    nb = page(lm, crossed_bootstrap=lambda grid, of, **more: crossed_bootstrap(grid, of, **more | {"n_resamples": 200}))
+    rng, draws = np.random.default_rng(0), 150
+    truth = np.mean([nb.plain_area(made_up(rng, 200, 1.0, spread)) for _ in range(50)])
+    hits = {"mean": 0, "area": 0, "models alone": 0}
     for _ in range(draws):
-        high, low = made_up(rng, n, 1.0)
-        mean = nb.share(partial(nb.mean_score, low), n)
-        area = nb.on_others((high, low))
-        mean_hits += mean.low <= 0 <= mean.high
-        area_hits += area.low <= truth <= area.high
-    assert 0.9 < mean_hits / draws < 0.995 and 0.9 < area_hits / draws < 0.995
+        high, low = made_up(rng, n, 1.0, spread)
+        found = {"mean": nb.share(partial(nb.mean_score, low), n), "area": nb.on_others((high, low))}
+        found["models alone"] = seed_interval(nb.by_number(low))
+        for name, one in found.items():
+            hits[name] += one.low <= (truth if name == "area" else 0) <= one.high
+    assert 0.9 < hits["mean"] / draws and 0.9 < hits["area"] / draws
+    assert hits["models alone"] / draws < (0.9 if spread < 1 else 0.7)
 
 
 def test_two_sets_are_drawn_apart_where_the_questions_differ(lm):
@@ -457,7 +453,7 @@ def test_two_sets_are_drawn_apart_where_the_questions_differ(lm):
         return crossed_bootstrap(grid, of, **options | {"n_resamples": 50})
 
     nb = page(lm, crossed_bootstrap=few_draws)
-    two = made_up(np.random.default_rng(0), 6, 1.0)
+    two = made_up(np.random.default_rng(0), 6, 1.0, 0.7)
     together, apart = nb.on_others(two), nb.on_others(two, apart=True)
     assert sets == [1, 2] and together.value == apart.value and together.low != apart.low
 
