@@ -441,7 +441,7 @@ def test_intervals_hold_the_chance_of_models_and_of_questions(lm, n, spread):
         found["models alone"] = seed_interval(nb.by_number(low))
         for name, one in found.items():
             hits[name] += one.low <= (truth if name == "area" else 0) <= one.high
-    assert 0.9 < hits["mean"] / draws and 0.9 < hits["area"] / draws
+    assert hits["mean"] / draws > 0.9 and hits["area"] / draws > 0.9
     assert hits["models alone"] / draws < (0.9 if spread < 1 else 0.7)
 
 
