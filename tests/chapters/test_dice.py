@@ -179,7 +179,7 @@ def test_the_loss_is_on_the_answer_alone(nb, lm):
 
 def test_training_lowers_the_loss_and_is_repeatable(nb):
     rows = [nb.encode(*item) for item in ITEMS]
-    first, second = (nb.fine_tune(ITEMS * 16, dice(), 2e-2) for _ in range(2))
+    first, second = (nb.fine_tune(ITEMS * 6, dice(), 5e-2) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     with torch.no_grad():
         before = nb.answer_loss(rows)
@@ -250,7 +250,8 @@ def test_lowest_takes_at_least_one_and_nothing_of_nothing(nb):
     assert math.isnan(nb.lowest(torch.zeros(0)))
 
 
-def test_scorer_takes_a_constant_column_and_refuses_nan(nb):
+def test_scorer_takes_a_constant_column_and_refuses_nan(lm):
+    nb = page(lm, epochs=8)
     unc, con = torch.randn(2, 8, 4, generator=dice())
     con[:, 0] += 4
     unc[:, 3] = con[:, 3] = 1.0
