@@ -37,6 +37,7 @@ NAMES = [
     "share",
     "mode",
     "area_of",
+    "by_pair",
     "plain_area",
     "by_number",
     "mean_score",
@@ -278,6 +279,13 @@ def test_area_of_drawn_questions_by_brute_force(nb):
     for *cell, draw in np.ndindex(3, 2, 2):
         pairs = [(high[*cell, q], low[*cell, r]) for q in up[draw] for r in down[draw]]
         assert got[*cell, draw] == pytest.approx(np.mean([(x > y) + (x == y) / 2 for x, y in pairs]))
+
+
+def test_by_pair_compares_two_models_of_one_number(nb):
+    high, low = np.random.default_rng(1).random((2, 4, 2, 3))
+    kept, some = [0, 3], np.array([[0, 2, 2]])
+    want = [[np.mean(high[j, k, some[0]][:, None] > low[j, k, some[0]]) for k in range(2)] for j in kept]
+    assert nb.by_pair((high, low), kept, some)[:, 0] == pytest.approx(np.mean(want, 0))
 
 
 def test_means_on_others_leave_the_own_pair_out(nb):
