@@ -96,9 +96,15 @@ def test_gate_notices(what):
 @calibrated
 @pytest.mark.sabotage
 def test_gate_notices_a_detector_that_is_fitted_on_one_model():
-    """Half of each class has the other label: nothing is left that other models share."""
+    """Half of each class has the other label: nothing is left that other models share.
+
+    Up to that gate only the prompts of the seen questions count, so their answers are not read, which takes half the time.
+    """
     old = 'score = make(states_of(*unc, "seen", layer), states_of(*con, "seen", layer), stream)'
     new = """one, two = states_of(*unc, "seen", layer), states_of(*con, "seen", layer)
     score = make(torch.cat([one[::2], two[1::2]]), torch.cat([two[::2], one[1::2]]), stream)"""
-    said = sabotage("dice", {old: new})
+    read = 'read_into(kind, number, adapters[kind, number], ["seen"])'
+    prompts = """with tuned(adapters[kind, number]):
+        told[kind, number, "seen"] = read(rows["seen prompts"])"""
+    said = sabotage("dice", {old: new, read: prompts})
     assert said.startswith("RegressionError") and "auroc_seen" in said
