@@ -98,7 +98,7 @@ def test_gate_notices(what):
 def test_gate_notices_a_detector_that_is_fitted_on_one_model():
     """Half of each class has the other label: nothing is left that other models share.
 
-    Up to that gate only the prompts of the seen questions count, so their answers are not read, which takes half the time.
+    Up to that gate only the prompts of the seen questions count, so their answers are not read: half the time.
     """
     old = 'score = make(states_of(*unc, "seen", layer), states_of(*con, "seen", layer), stream)'
     new = """one, two = states_of(*unc, "seen", layer), states_of(*con, "seen", layer)
