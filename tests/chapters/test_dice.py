@@ -68,6 +68,7 @@ NAMES = [
     "svamp_items",
     "other_problems",
     "whole_states",
+    "shuffled",
     "scrambled",
 ]
 DOWN = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
@@ -562,3 +563,15 @@ def test_solutions_of_svamp_are_equations(lm, tmp_path):
     (tmp_path / "svamp.json").write_text(json.dumps(rows))
     run = SimpleNamespace(data=lambda _name: tmp_path / "svamp.json")
     assert page(lm, run=run).svamp_items() == [("Two cats. How many?", "4 - 2 = 2\n#### 2")]
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_shuffled_labels_say_nothing_about_the_model(lm, n):
+    """Each label gets as many states of one model as of the other, also where the questions are odd in number."""
+    told = {
+        (kind, 1, "seen"): (torch.full((n, 1, 1), mark), []) for kind, mark in (("clean", 0.0), ("contaminated", 1.0))
+    }
+    met = []
+    page(lm, told=told, asked=range(n), layers=[0, 0], seed=0, scorer=lambda *x: met.append(x)).shuffled(1)
+    one, other, _seed = met[0]
+    assert one.mean() == other.mean() == 0.5 and len(one) == len(other) == n - n % 2
