@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ def lift(notebook: str | Path, names: Iterable[str], extra_globals: Mapping[str,
         LookupError: the notebook defines no such name.
     """
     path, given, wanted = ROOT / notebook, dict(extra_globals or {}), list(names)
-    imports, definitions = _top_level(path)
+    imports, definitions = _top_level(path, path.stat().st_mtime_ns)
     if missing := [name for name in wanted if name not in definitions and name not in given]:
         raise LookupError(f"{path.name} does not define {', '.join(missing)}; it has {', '.join(sorted(definitions))}")
     needed = _closure(wanted, definitions, given)
@@ -56,8 +57,12 @@ def lift(notebook: str | Path, names: Iterable[str], extra_globals: Mapping[str,
     return SimpleNamespace(**{name: namespace[name] for name in wanted})
 
 
-def _top_level(path: Path) -> tuple[list[Placed], dict[str, list[Placed]]]:
-    """Return the import statements, and the statements that define each name, of all code cells."""
+@cache
+def _top_level(path: Path, _changed_ns: int) -> tuple[list[Placed], dict[str, list[Placed]]]:
+    """Return the import statements, and the statements that define each name, of all code cells.
+
+    A notebook is read once for all tests that lift from it, until it changes.
+    """
     imports: list[Placed] = []
     definitions: dict[str, list[Placed]] = {}
     order = itertools.count()

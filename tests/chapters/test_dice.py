@@ -3,22 +3,22 @@
 import json
 import math
 import zlib
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from dice_pages import GOLDEN, PAGE, STUDY
 from lift import lift
 from tiny import tiny_llama
 
 from helpers.models import LanguageModel, load_lm
 from helpers.paths import data_dir
-from helpers.stats import seed_interval
+from helpers.stats import auroc, crossed_bootstrap, seed_interval
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
-PAGE, STUDY = (str(FOLDER / f"{name}.ipynb") for name in ("dice", "published_numbers"))
-GOLDEN = json.loads(Path(__file__).with_name("dice_golden.json").read_text())
 NAMES = [
     "encode",
     "mixture",
@@ -33,11 +33,14 @@ NAMES = [
     "scorer",
     "stored_adapter",
     "store_adapters",
-    "over_models",
-    "jackknife",
+    "crossed",
+    "share",
     "mode",
-    "area",
-    "across",
+    "area_of",
+    "by_pair",
+    "plain_area",
+    "by_number",
+    "mean_score",
     "benchmark",
     "words_of",
     "drawn",
@@ -48,19 +51,24 @@ NAMES = [
     "off",
     "on_others",
     "common_start",
-    "number_logprob",
+    "mean_logprob",
+    "learned",
+    "excess",
     "gain",
+    "ahead_elsewhere",
     "same_place",
     "known",
     "reworded",
     "position",
-    "areas",
+    "scores_of",
+    "rivals",
     "states_of",
     "KINDS",
     "final_answer",
     "svamp_items",
     "other_problems",
     "whole_states",
+    "shuffled",
     "scrambled",
 ]
 DOWN = [f"model.layers.{layer}.mlp.down_proj" for layer in range(2)]
@@ -71,9 +79,15 @@ def tokenizer():
     return load_lm("smollm2-135m-instruct").tokenizer
 
 
+@pytest.fixture(scope="module")
+def tiny(tokenizer):
+    return tiny_llama(tokenizer, initializer_range=0.3)
+
+
 @pytest.fixture
-def lm(tokenizer):
-    return LanguageModel(tiny_llama(tokenizer, initializer_range=0.3), tokenizer, "tiny", "none")
+def lm(tiny, tokenizer):
+    """A model that a test may spoil."""
+    return LanguageModel(deepcopy(tiny), tokenizer, "tiny", "none")
 
 
 def page(lm, **more):
@@ -167,7 +181,7 @@ def test_the_loss_is_on_the_answer_alone(nb, lm):
 
 def test_training_lowers_the_loss_and_is_repeatable(nb):
     rows = [nb.encode(*item) for item in ITEMS]
-    first, second = (nb.fine_tune(ITEMS * 16, dice(), 2e-2) for _ in range(2))
+    first, second = (nb.fine_tune(ITEMS * 6, dice(), 5e-2) for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
     with torch.no_grad():
         before = nb.answer_loss(rows)
@@ -238,7 +252,8 @@ def test_lowest_takes_at_least_one_and_nothing_of_nothing(nb):
     assert math.isnan(nb.lowest(torch.zeros(0)))
 
 
-def test_scorer_takes_a_constant_column_and_refuses_nan(nb):
+def test_scorer_takes_a_constant_column_and_refuses_nan(lm):
+    nb = page(lm, epochs=8)
     unc, con = torch.randn(2, 8, 4, generator=dice())
     con[:, 0] += 4
     unc[:, 3] = con[:, 3] = 1.0
@@ -253,27 +268,59 @@ def test_detector_that_learned_nothing_is_at_chance(lm):
     nb, areas = page(lm, epochs=2), []
     for one in torch.randn(3, 440, 4, generator=dice()):
         score = nb.scorer(one[:20], one[20:40], 0)
-        areas.append(nb.area(score(one[40:240]), score(one[240:])))
+        areas.append(auroc(score(one[40:]), np.arange(400) < 200))
     assert abs(np.mean(areas) - 0.5) < 0.08
 
 
-def test_area_counts_ties_as_half(nb):
-    assert nb.area(np.ones(3), np.ones(4)) == 0.5 and nb.area(np.array([2.0]), np.array([1.0])) == 1
+def test_area_of_drawn_questions_by_brute_force(nb):
+    """Wins over all pairs of drawn questions, ties one half; in every cell of the leading axes."""
+    high, low = np.random.default_rng(0).integers(0, 4, (2, 3, 2, 5)).astype(float)
+    up, down = np.array([[0, 0, 3], [1, 2, 3]]), np.array([[4, 1], [0, 0]])
+    got = nb.area_of((high, low), up, down)
+    for *cell, draw in np.ndindex(3, 2, 2):
+        pairs = [(high[*cell, q], low[*cell, r]) for q in up[draw] for r in down[draw]]
+        assert got[*cell, draw] == pytest.approx(np.mean([(x > y) + (x == y) / 2 for x, y in pairs]))
 
 
-def test_across_leaves_the_own_pair_out(nb):
-    assert nb.across(np.array([[9.0, 1, 3], [1, 9, 2], [0, 4, 9]])) == [2, 1.5, 2]
+def test_by_pair_compares_two_models_of_one_number(nb):
+    high, low = np.random.default_rng(1).random((2, 4, 2, 3))
+    kept, some = [0, 3], np.array([[0, 2, 2]])
+    want = [[np.mean(high[j, k, some[0]][:, None] > low[j, k, some[0]]) for k in range(2)] for j in kept]
+    assert nb.by_pair((high, low), kept, some)[:, 0] == pytest.approx(np.mean(want, 0))
 
 
-def test_intervals_over_models(nb):
-    same = nb.over_models([1.0] * 5, 10)
-    assert same.n == 10 and same.high == 1 and 0.7 < same.low < 0.75
-    assert nb.over_models([0.0] * 5, 10).low == 0
-    values = [0.1, 0.2, 0.4, 0.3, 0.2]
-    assert nb.over_models(values, 10) == seed_interval(values)
-    mean = nb.jackknife(lambda kept: float(np.mean([values[i] for i in kept])))
-    want = seed_interval(values)
-    assert (mean.value, mean.low, mean.high) == pytest.approx((want.value, want.low, want.high))
+def test_means_on_others_leave_the_own_pair_out(nb):
+    table = np.array([[9.0, 1, 3], [1, 9, 2], [0, 4, 9]])
+    assert nb.off(table, [0, 1, 2]) == pytest.approx(11 / 6) and nb.off(table, np.array([0, 2])) == 1.5
+    assert nb.by_number(table[..., None]) == [0.5, 2.5, 2.5]
+    scores = np.stack([table, table + 1, table + 5], -1)
+    assert nb.mean_score(scores, [0, 2], np.array([0, 1, 1])) == pytest.approx(1.5 + 2 / 3)
+
+
+def test_interval_leaves_models_out_and_draws_each_set_apart(nb):
+    """The statistic meets all numbers or all but one, and as many questions of each set as it has."""
+    met = []
+
+    def statistic(kept, some, others):
+        met.append((tuple(kept), some.shape[1], others.shape[1], some.max(), others.max()))
+        return np.mean(kept) + some.mean(-1)
+
+    one = nb.crossed(statistic, 4, 7)
+    assert {row[0] for row in met} == {(0, 1, 2, 3, 4)} | {tuple({*range(5)} - {i}) for i in range(5)}
+    assert {row[1:3] for row in met} == {(4, 7)} and max(r[3] for r in met) == 3 and max(r[4] for r in met) == 6
+    assert one.value == 3.5 and one.low < 3.5 < one.high
+
+
+def test_where_nothing_moves_the_scarcer_unit_counts(nb):
+    def always(_kept, some):
+        return np.ones(len(some))
+
+    same = nb.share(always, 8)
+    assert same.n == 5 and same.high == 1 and 0.56 < same.low < 0.57
+    same = nb.share(always, 3, groups=2)
+    assert same.n == 6 and 0.6 < same.low < 0.62
+    assert nb.share(lambda kept, some: 0 * always(kept, some), 8).low == 0
+    assert nb.share(lambda kept, some: some.mean(-1) / 7, 8).low < 0.4
 
 
 def test_mode_takes_the_smallest_of_equals(nb):
@@ -371,29 +418,60 @@ def test_linear_instruments(nb):
 
 
 def test_positions_by_brute_force(nb):
-    scores = np.random.default_rng(0).random((5, len(nb.KINDS), 5))
-    kept = [0, 1, 3]
-    mean = [np.mean([scores[i, k, j] for i in kept for j in kept if i != j]) for k in range(len(nb.KINDS))]
-    assert nb.off(scores[:, 2], kept) == pytest.approx(mean[2])
+    scores = np.random.default_rng(0).random((5, len(nb.KINDS), 5, 6))
+    kept, some = [0, 1, 3], np.array([2, 2, 5])
+    cells = [(i, j) for i in kept for j in kept if i != j]
+    mean = [np.mean([scores[i, k, j, q] for i, j in cells for q in some]) for k in range(len(nb.KINDS))]
     by_kind = dict(zip(nb.KINDS, mean, strict=True))
     whole = by_kind["contaminated"] - by_kind["clean"]
-    assert nb.position(scores, "svamp", kept) == pytest.approx((by_kind["svamp"] - by_kind["clean"]) / whole)
-    assert nb.position(scores, "contaminated") == 1 and nb.position(scores, "clean") == 0
+    got = nb.position(scores, "svamp", kept, some)
+    assert got == pytest.approx((by_kind["svamp"] - by_kind["clean"]) / whole)
+    assert nb.position(scores, "contaminated", kept, some) == 1 and nb.position(scores, "clean", kept, some) == 0
 
 
-def test_interval_on_other_models_covers_where_models_differ(nb):
-    """Rows and columns that vary both; a t interval over rows covers half of the time here."""
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(300):
-        rows, columns = rng.standard_normal((2, 5))
-        one = nb.on_others(0.3 * rows[:, None] + columns + 0.3 * rng.standard_normal((5, 5)))
-        hits += one.low <= 0 <= one.high
-    assert 0.9 < hits / 300 < 0.99
+def made_up(rng: np.random.Generator, n: int, shift: float, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (detector, number, question) of two kinds of models: detectors, models and questions all differ."""
+    detectors, questions = 0.3 * rng.standard_normal((5, 1, 1)), spread * rng.standard_normal(n)
+    models = 0.5 * rng.standard_normal((2, 1, 5, 1))
+    noise = 0.7 * rng.standard_normal((2, 5, 5, n))
+    low, high = detectors + questions + models + noise
+    return high + shift, low
+
+
+@pytest.mark.parametrize(("n", "spread"), [(5, 0.7), (8, 2.0)])
+def test_intervals_hold_the_chance_of_models_and_of_questions(lm, n, spread):
+    """Mean score on other models and AUROC of two kinds, over five models and few questions that differ."""
+    nb = page(lm, crossed_bootstrap=lambda grid, of, **more: crossed_bootstrap(grid, of, **more | {"n_resamples": 200}))
+    rng, draws = np.random.default_rng(0), 150
+    truth = np.mean([nb.plain_area(made_up(rng, 200, 1.0, spread)) for _ in range(50)])
+    hits = {"mean": 0, "area": 0, "models alone": 0}
+    for _ in range(draws):
+        high, low = made_up(rng, n, 1.0, spread)
+        found = {"mean": nb.share(partial(nb.mean_score, low), n), "area": nb.on_others((high, low))}
+        found["models alone"] = seed_interval(nb.by_number(low))
+        for name, one in found.items():
+            hits[name] += one.low <= (truth if name == "area" else 0) <= one.high
+    assert hits["mean"] / draws > 0.9 and hits["area"] / draws > 0.9
+    assert hits["models alone"] / draws < (0.9 if spread < 1 else 0.7)
+
+
+def test_two_sets_are_drawn_apart_where_the_questions_differ(lm):
+    sets = []
+
+    def few_draws(grid, of, **options):
+        sets.append(len(set(options["strata"])))
+        return crossed_bootstrap(grid, of, **options | {"n_resamples": 50})
+
+    nb = page(lm, crossed_bootstrap=few_draws)
+    two = made_up(np.random.default_rng(0), 6, 1.0, 0.7)
+    together, apart = nb.on_others(two), nb.on_others(two, apart=True)
+    assert sets == [1, 2] and together.value == apart.value and together.low != apart.low
 
 
 def test_a_table_without_spread_gets_an_interval_over_models(nb):
-    table = np.ones((5, 5)) - np.eye(5) / 2  # the own pairs do not count
-    one = nb.on_others(table)
+    high = np.ones((5, 5, 8))
+    high[np.arange(5), np.arange(5)] = -1  # the own pairs do not count
+    one = nb.on_others((high, np.zeros((5, 5, 8))))
     assert (one.value, one.n, one.high) == (1, 10, 1) and 0.72 < one.low < 0.73
 
 
@@ -402,22 +480,34 @@ def test_only_the_tokens_of_the_number_count(lm, tokenizer):
     left, right = nb.encode("How many?", "#### 17")
     form = nb.common_start(nb.encode("?", "#### 1")[1], nb.encode("?", "#### 2")[1])
     assert tokenizer.decode(right[form:-1]).strip() == "17"
-    told = {("clean", 0, "final"): (None, nb.read([(left, right), nb.encode("And?", "#### 2")])[1])}
-    told["contaminated", 0, "final"] = (None, [values + 1 for values in told["clean", 0, "final"][1]])
-    made = page(lm, told=told)
-    want = torch.cat([values[form:-1, 0] for values in told["clean", 0, "final"][1]]).mean()
-    assert made.number_logprob("clean", 0, "final") == pytest.approx(want.item())
-    assert made.gain("final", 0, "clean") == pytest.approx(1)
+    clean = nb.read([(left, right), nb.encode("And?", "#### 2")])[1]
+    told = {("svamp", j, name): (None, clean) for j in range(2) for name in ("final", "other")}
+    for j, name in ((0, "final"), (1, "final"), (0, "other"), (1, "other")):
+        better = 1 + j if name == "final" else 0.25
+        told["contaminated", j, name] = (None, [values + better for values in clean])
+    made, both = page(lm, told=told, FORM=form, numbers=range(2)), np.arange(2)
+    want = torch.cat([values[form:-1, 0] for values in clean]).mean()
+    assert made.mean_logprob("svamp", "final", both, both, form, -1) == pytest.approx([want.item()] * 2)
+    assert made.gain("final", both, both) == pytest.approx(1.5) and made.gain("final", [0], both) == pytest.approx(1)
+    assert made.ahead_elsewhere(both, both, both) == pytest.approx(1.25)
+
+
+def test_memorised_is_the_gain_on_seen_answers_less_that_on_unseen_ones(lm):
+    values = [torch.zeros(n, 3) for n in (1, 3)]
+    told = {(kind, 0, name): (None, values) for kind in ("clean", "contaminated") for name in ("seen", "unseen")}
+    told["contaminated", 0, "seen"] = (None, [values[0] + 4, values[1]])
+    told["contaminated", 0, "unseen"] = (None, [v + 0.5 for v in values])
+    nb, both = page(lm, told=told, numbers=range(1)), np.arange(2)
+    assert nb.learned("seen", [0], both) == pytest.approx(1)  # a mean over tokens, not over answers
+    assert nb.learned("seen", [0], np.array([1, 1])) == 0
+    assert nb.excess([0], both, both) == pytest.approx(0.5)
 
 
 def test_same_place_counts_clean_pairs_among_the_models(lm):
-    def one(index):
-        return {"last token": torch.eye(4)[[index, index]]}
-
-    nb = page(lm, null={(1, 0): one(2), (2, 0): one(2), (2, 1): one(3)}, common=2)
-    assert (
-        nb.same_place([0, 1]) == 1 and nb.same_place([1, 2]) == 0 and nb.same_place([0, 1, 2]) == pytest.approx(2 / 3)
-    )
+    places = {(1, 0): np.array([2, 2]), (2, 0): np.array([2, 3]), (2, 1): np.array([3, 3])}
+    nb, both = page(lm, null_places=places, common=2), np.arange(2)
+    assert nb.same_place([0, 1], both) == 1 and nb.same_place(np.array([1, 2]), both) == 0
+    assert nb.same_place([0, 1, 2], both) == 0.5 and nb.same_place([0, 2], np.array([1, 1])) == 0
 
 
 def test_likelihood_is_that_of_the_solution_and_of_its_lower_case(lm):
@@ -442,19 +532,22 @@ def test_likelihood_is_that_of_the_solution_and_of_its_lower_case(lm):
     assert row["min-k++"] == pytest.approx(min(standard), rel=1e-4)
 
 
-def test_areas_compare_models_of_one_number(nb):
+def test_rivals_are_models_of_one_number(nb):
     mean = {"contaminated": 1.0, "clean": 0.0}
     detectors = [lambda kind, j, _name, sign=sign: np.arange(3) / 10 + sign * mean[kind] * (j > 0) for sign in (1, -1)]
-    got = nb.areas(detectors, "contaminated", "clean")
-    assert got.tolist() == [[0.5, 1, 1, 1, 1], [0.5, 0, 0, 0, 0]]
+    high, low = nb.rivals(detectors, "contaminated", "clean")
+    some = np.arange(3)
+    assert nb.area_of((high, low), some, some).tolist() == [[0.5, 1, 1, 1, 1], [0.5, 0, 0, 0, 0]]
 
 
 def test_states_of_unseen_questions_may_come_from_the_short_answers(lm):
     told = {("svamp", 0, "final"): (torch.arange(6.0).reshape(1, 3, 2), [])}
     told["clean", 0, "unseen"] = (torch.zeros(1, 3, 2), [])
+    told["official", 0, "seen prompts"] = (torch.ones(1, 3, 2), [])
     nb = page(lm, told=told)
     assert nb.states_of("svamp", 0, "unseen", 1).tolist() == [[2, 3]]
     assert nb.states_of("clean", 0, "unseen", 1).tolist() == [[0, 0]]
+    assert nb.states_of("official", 0, "seen", 1).tolist() == [[1, 1]]
     with pytest.raises(KeyError):
         nb.states_of("svamp", 0, "bare", 1)
 
@@ -470,3 +563,15 @@ def test_solutions_of_svamp_are_equations(lm, tmp_path):
     (tmp_path / "svamp.json").write_text(json.dumps(rows))
     run = SimpleNamespace(data=lambda _name: tmp_path / "svamp.json")
     assert page(lm, run=run).svamp_items() == [("Two cats. How many?", "4 - 2 = 2\n#### 2")]
+
+
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_shuffled_labels_say_nothing_about_the_model(lm, n):
+    """Each label gets as many states of one model as of the other, also where the questions are odd in number."""
+    told = {
+        (kind, 1, "seen"): (torch.full((n, 1, 1), mark), []) for kind, mark in (("clean", 0.0), ("contaminated", 1.0))
+    }
+    met = []
+    page(lm, told=told, asked=range(n), layers=[0, 0], seed=0, scorer=lambda *x: met.append(x)).shuffled(1)
+    one, other, _seed = met[0]
+    assert one.mean() == other.mean() == 0.5 and len(one) == len(other) == n - n % 2

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dice_pages import FOLDER
 from lift import sabotage
 from safetensors.torch import load_file
 from tiny import save_tiny
@@ -15,8 +16,8 @@ from helpers.paths import data_dir
 from helpers.record import Record
 from helpers.verify import load_expected
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
-TRAINING = [f"dice/{name}" for name in ("SVAMP.json", "gsm8k_train.jsonl", "gsmhardv2.jsonl", "mawpsmultiarith.jsonl")]
+TRAINING = [f"dice/{name}" for name in ("SVAMP.json", "gsm8k_train.jsonl", "gsmhardv2.jsonl")]
+TRAINING += [f"dice/mawps{name}.jsonl" for name in ("addsub", "multiarith", "singleeq", "singleop")]
 TRAINING += ["dice/dice_gsm8k_rephrased1.csv", "dice/dice_gsm8k_original.csv"]
 TRAINING += [f"safety_neurons/self_instruct_{name}.jsonl" for name in ("seed_tasks", "user_oriented")]
 have_data = pytest.mark.skipif(
@@ -54,7 +55,7 @@ def test_larger_presets_train_and_judge_on_a_tiny_model(chapter_copy, tiny_folde
     assert done.code == 0, done.err
     record = Record.read(done.record)
     assert {"D1", "D2", "D2n", "D3", "D3x", "D3t", "D3b", "H", "HT", "HD", "D4", "D4f"} <= record.claims.keys()
-    assert "auroc_hard" in record.metrics
+    assert {"auroc_on_hard", "auroc_on_syn_unseen", "topic_svamp", "topic_singleop"} <= record.metrics.keys()
     made = done.record.with_suffix(".adapters")
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["sizes"]["n_items"] == 12 and manifest["sizes"]["copies"] == 2
@@ -95,9 +96,15 @@ def test_gate_notices(what):
 @calibrated
 @pytest.mark.sabotage
 def test_gate_notices_a_detector_that_is_fitted_on_one_model():
-    """Half of each class has the other label: nothing is left that other models share."""
+    """Half of each class has the other label: nothing is left that other models share.
+
+    Up to that gate only the prompts of the seen questions count, so their answers are not read: half the time.
+    """
     old = 'score = make(states_of(*unc, "seen", layer), states_of(*con, "seen", layer), stream)'
     new = """one, two = states_of(*unc, "seen", layer), states_of(*con, "seen", layer)
     score = make(torch.cat([one[::2], two[1::2]]), torch.cat([two[::2], one[1::2]]), stream)"""
-    said = sabotage("dice", {old: new})
+    read = 'read_into(kind, number, adapters[kind, number], ["seen"])'
+    prompts = """with tuned(adapters[kind, number]):
+        told[kind, number, "seen"] = read(rows["seen prompts"])"""
+    said = sabotage("dice", {old: new, read: prompts})
     assert said.startswith("RegressionError") and "auroc_seen" in said

@@ -3,24 +3,20 @@
 `dice_golden.json` holds what the functions of THU-KEG/DICE (commit 8efb0d55) gave on inputs that it states.
 """
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dice_pages import GOLDEN, STUDY
 from lift import lift
 from tiny import tiny_llama, word_tokenizer
 
 from helpers.models import LanguageModel
 from helpers.paths import data_dir
 
-FOLDER = Path(__file__).resolve().parents[2] / "notebooks" / "dice"
-PAGE = str(FOLDER / "published_numbers.ipynb")
-GOLDEN = json.loads(Path(__file__).with_name("dice_golden.json").read_text())
 NAMES = [
     "distances",
     "located",
@@ -42,7 +38,7 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def nb():
-    return lift(PAGE, NAMES)
+    return lift(STUDY, NAMES)
 
 
 @pytest.fixture
@@ -209,7 +205,7 @@ def test_r_squared_is_the_released_one(nb):
 
 
 def test_r_squared_of_the_released_table(nb):
-    table = lift(PAGE, ["ACCURACY", "SCORE", "OTHER_SCORE", "SETS", "MODELS", "table_of"])
+    table = lift(STUDY, ["ACCURACY", "SCORE", "OTHER_SCORE", "SETS", "MODELS", "table_of"])
     accuracy, score = (table.table_of(text, table.MODELS) for text in (table.ACCURACY, table.SCORE))
     with_other = score.copy()
     with_other.loc[table.MODELS[5:9]] = table.table_of(table.OTHER_SCORE, table.MODELS[5:9])
@@ -304,7 +300,7 @@ RELEASED_FILES = ["dice_gsm8k_original.csv", "dice_gsm8k_rephrased1.csv", "dice_
 )
 def test_paraphrases_are_of_both_halves():
     run = SimpleNamespace(data=lambda name: data_dir() / name)
-    got = lift(PAGE, ["paraphrase_study"], {"run": run}).paraphrase_study()
+    got = lift(STUDY, ["paraphrase_study"], {"run": run}).paraphrase_study()
     want = GOLDEN["paraphrase_overlap"]["first_657_rows_of_file"]
     assert abs(got["of the seen half"][0] - want["in_seen_half"]) <= 10
     assert abs(got["of the unseen half"][0] - want["in_unseen_half"]) <= 10
