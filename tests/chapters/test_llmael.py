@@ -425,12 +425,13 @@ def test_odd_replies_go_through_the_store(tmp_path, tokenizer):
 def test_the_gpu_preset_runs_whole_on_the_smallest_thing(execute, tmp_path, tokenizer):
     """Packaged paragraphs and a random writer in place of the public ones and the real one."""
     values = {"corpus": "boolq", "n_train": 96, "n_test": 96, "n_long": 40, "n_written": 32, "steps": 3}
+    values |= {"n_reranked": 16, "rerank_steps": 2, "top": 3}
     values |= {"new_tokens": 4, "writer": save_tiny(tmp_path / "writer", tokenizer)}
     done = execute(FOLDER.resolve(), "--calibrate", preset="gpu", parameters=values)
     assert done.code == 0, done.err[-2000:]
     record = json.loads(done.record.read_text())
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
-    assert judged == {"L1", "L2", "L2b", "L3", "L3b", "L4", "L4b", "L4c", "L5", "L5b", "W1", "W2"}
+    assert judged == {"L1", "L2", "L2b", "L3", "L3b", "L4", "L4b", "L4c", "L5", "L5b", "X1", "X2", "W1", "W2"}
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
 
 

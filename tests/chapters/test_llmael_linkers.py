@@ -60,7 +60,12 @@ def test_every_linker_scores_the_candidates_of_each_mention(tiny):
     entities = nb.encode([nb.read_entity(title) for title in TITLES])
     nb = page(tiny, *names, entities=entities)
     maps = nb.start_maps(1)
-    for link in (nb.prior_linker, nb.bm25_linker, nb.bi_encoder(maps), nb.cross_encoder(tiny.model, maps)):
+    for link in (
+        nb.prior_linker,
+        nb.bm25_linker,
+        nb.bi_encoder(maps),
+        nb.cross_encoder(tiny.model, nb.bi_encoder(maps)),
+    ):
         scores = link(TEXTS)
         assert scores.shape == (3, 3) and not scores.isnan().any()
         assert not scores[RIVALS < 0].isfinite().any() and scores[1, 0].isfinite()
@@ -74,7 +79,7 @@ def test_the_re_ranker_reads_the_shortlist_of_the_first_linker_only(tiny):
     nb = page(tiny, *names)
     nb = page(tiny, *names, entities=nb.encode([nb.read_entity(title) for title in TITLES]))
     maps = nb.start_maps(1)
-    first, again = nb.bi_encoder(maps)(TEXTS), nb.cross_encoder(tiny.model, maps)(TEXTS)
+    first, again = nb.bi_encoder(maps)(TEXTS), nb.cross_encoder(tiny.model, nb.bi_encoder(maps))(TEXTS)
     left_out = first[0].argmin().item()
     assert [again[0, j].isfinite().item() for j in range(3)] == [j != left_out for j in range(3)]
 
