@@ -167,6 +167,8 @@ def test_stored_mentions_are_read():
     assert got.mention == ("To ", "Lorn", ".", "Port Lorn", "d 1")
     assert (got.names, got.gold, got.choice) == ({"Q1": "Lorn", "Q2": "Lorn"}, "Q2", "Q1")
     assert case_of("To Lorn.", stored(predicted_entity=None, candidates=[]), "d").names == {}
+    undetected = {k: v for k, v in stored().items() if k != "predicted_entity"}
+    assert case_of("To Lorn.", undetected, "d").choice == ""
     for other in ({"optional": True}, {"true_entity": None}, {"true_entity": {"entity_id": "<NIL>", "name": ""}}):
         assert case_of("To Lorn.", stored(**other), "d") is None
 
