@@ -137,3 +137,15 @@ def test_the_fit_learns_and_leaves_the_trunk_alone(tiny):
     assert all(torch.equal(v, before[k]) for k, v in tiny.model.state_dict().items())
     changed = {k.split(".")[2] for k, v in reader.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == {"1", "2"}
+
+
+def test_a_score_that_is_no_number_stops_the_run(tiny):
+    """Also where the re-ranker's weights have diverged; `argmax` would take the first NaN for the best."""
+    scores = torch.tensor([[0.1, torch.nan, 0.2, 0.3]])
+    with pytest.raises(ValueError, match="not a number"):
+        take("best_candidate").best_candidate(scores, RIVALS[:1])
+    nb = page(tiny, "pair_scores", "read_mention")
+    broken = deepcopy(tiny.model)
+    broken.encoder.layer[-1].output.dense.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not a number"):
+        nb.pair_scores(broken, [nb.read_mention(*TEXTS[0], 32)], torch.tensor([[0, 1]]), torch.zeros(1, 2))

@@ -181,6 +181,37 @@ def test_replies():
     assert nb.tidy("Please provide me more descriptive information about { L") == ""
 
 
+def test_names_that_several_candidates_share_count_as_chance():
+    """Two of three are called the same; the right name is worth a half, the other one nothing."""
+    listed = torch.tensor([[0, 0, 1], [0, 0, 1], [1, 2, -1]])
+    asked = {"first": [0, 0, 1], "second": [1, 1, 2]}
+    eye = torch.eye(3)
+    given = {"listed": listed, "target": torch.tensor([0, 1, 1]), "alike": torch.tensor([2.0, 1.0, 1.0])}
+    given |= {"name_vectors": eye, "maps": {"original": eye}, "vectors": lambda texts: eye[texts]}
+    case_right = take("case_right", **given).case_right
+    assert case_right(asked["first"]).tolist() == [0.5, 0, 1] and case_right(asked["second"]).tolist() == [0, 1, 0]
+
+
+def test_placebos_never_hold_the_right_sentence():
+    facts = {f"{letter} Lorn": f"{letter} is told" for letter in "ABC"}
+    nb = take("placebos", "Mention", facts=facts, by_last={"lorn": list(facts)})
+    some = [nb.Mention("", "Lorn", "", f"{letter} Lorn", "d") for letter in "ABC"]
+    for seed in range(10):
+        got = nb.placebos(some, np.random.default_rng(seed))
+        assert got["repeated"] == ["Lorn Lorn Lorn"] * 3
+        for arm in ("namesake", "shuffled"):
+            assert all(text != facts[m.gold] and text in facts.values() for m, text in zip(some, got[arm], strict=True))
+        assert sorted(got["shuffled"]) == sorted(facts.values())
+
+
+def test_choosing_needs_numbers():
+    chosen = take("chosen").chosen
+    own = torch.tensor([[0, 1], [-1, -1]])
+    assert chosen(torch.tensor([[0.5, 0.5], [1.0, 1.0]]), own).tolist() == [0, -1]
+    with pytest.raises(ValueError, match="not a number"):
+        chosen(torch.tensor([[0.5, torch.nan], [1.0, 1.0]]), own)
+
+
 # BLINK's weights
 
 
