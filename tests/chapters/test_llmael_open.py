@@ -23,7 +23,9 @@ from helpers.models import load_encoder, load_lm
 
 FOLDER = Path("notebooks/llmael")
 OPEN = FOLDER / "open_sets.ipynb"
-LOCAL = dict.fromkeys(("m", "some", "base", "title", "words", "names", "name", "rows", "ideal", "own", "found"))
+LOCAL = dict.fromkeys(
+    ("m", "some", "base", "title", "words", "names", "name", "rows", "ideal", "own", "found", "cases", "row", "text")
+)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "llmael.json").read_text(encoding="utf-8"))
 
 
@@ -157,7 +159,7 @@ def test_the_exact_index_of_full_finds_the_same(n, k):
 def stored(**other: Any) -> dict:
     """A stored mention of Elevant's form."""
     row = {"span": [3, 7], "candidates": [{"entity_id": "Q1", "name": "Lorn"}, {"entity_id": "Q2", "name": "Lorn"}]}
-    row |= {"true_entity": {"entity_id": "Q2", "name": "Port Lorn"}, "optional": False}
+    row |= {"true_entity": {"entity_id": "Q2", "name": "Port Lorn"}, "optional": False, "factor": 1}
     return row | {"predicted_entity": {"entity_id": "Q1"}} | other
 
 
@@ -168,9 +170,25 @@ def test_stored_mentions_are_read():
     assert (got.names, got.gold, got.choice) == ({"Q1": "Lorn", "Q2": "Lorn"}, "Q2", "Q1")
     assert case_of("To Lorn.", stored(predicted_entity=None, candidates=[]), "d").names == {}
     undetected = {k: v for k, v in stored().items() if k != "predicted_entity"}
-    assert case_of("To Lorn.", undetected, "d").choice == ""
-    for other in ({"optional": True}, {"true_entity": None}, {"true_entity": {"entity_id": "<NIL>", "name": ""}}):
+    assert case_of("To Lorn.", undetected, "d").choice == ""  # as in the files
+    for other in (
+        {"optional": True},
+        {"factor": 0},
+        {"true_entity": None},
+        {"true_entity": {"entity_id": "<NIL>", "name": ""}},
+    ):
         assert case_of("To Lorn.", stored(**other), "d") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kept"), [("kore50", 143), ("wiki-fair-v2-no-coref", 1657)])
+def test_the_stored_lists_are_read_whole(name, kept):
+    """Mentions by other code (spans that have a label that counts); needs the public files."""
+    if not (data_dir() / "llmael" / "elevant").is_dir():
+        pytest.skip("the files are not in the data folder")
+    read_cases = take("read_cases", run=SimpleNamespace(data=lambda file: data_dir() / file)).read_cases
+    cases = read_cases(name)
+    assert len(cases) == kept == len({(c.mention.left, c.mention.text, c.mention.document) for c in cases})
 
 
 def test_replies():
