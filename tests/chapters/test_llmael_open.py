@@ -213,13 +213,12 @@ def test_names_that_several_candidates_share_count_as_chance():
 def test_placebos_never_hold_the_right_sentence():
     facts = {f"{letter} Lorn": f"{letter} is told" for letter in "ABC"}
     nb = take("placebos", "Mention", facts=facts, by_last={"lorn": list(facts)})
-    some = [nb.Mention("", "Lorn", "", f"{letter} Lorn", "d") for letter in "ABC"]
+    some = [nb.Mention("", "Lorn", "", f"{letter} Lorn", "d") for letter in "AAB"]
     for seed in range(10):
         got = nb.placebos(some, np.random.default_rng(seed))
         assert got["repeated"] == ["Lorn Lorn Lorn"] * 3
         for arm in ("namesake", "shuffled"):
             assert all(text != facts[m.gold] and text in facts.values() for m, text in zip(some, got[arm], strict=True))
-        assert sorted(got["shuffled"]) == sorted(facts.values())
 
 
 def test_choosing_needs_numbers():
