@@ -155,3 +155,15 @@ def test_a_score_that_is_no_number_stops_the_run(tiny):
     broken.encoder.layer[-1].output.dense.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="not a number"):
         nb.pair_scores(broken, [nb.read_mention(*TEXTS[0], 32)], torch.tensor([[0, 1]]), torch.zeros(1, 2))
+
+
+def test_the_re_rankers_score_is_that_of_its_candidate(tiny):
+    """Likeness read together plus the first linker's score, at the candidate's own place."""
+    names = ("cross_encoder", "read_mention", "read_entity")
+    nb = page(tiny, *names)
+    first = torch.tensor([[0.1, 0.5, 0.9], [0.3, -torch.inf, -torch.inf], [-torch.inf] * 3])
+    again = nb.cross_encoder(tiny.model, lambda texts: first)(TEXTS)
+    for i, j in ((0, 1), (0, 2), (1, 0)):
+        pair = nb.read_mention(*TEXTS[i], 32), nb.read_entity(TITLES[RIVALS[i, j]])
+        assert again[i, j].item() == pytest.approx(alone(tiny, *pair) + first[i, j].item(), abs=1e-5)
+    assert again.isfinite().sum() == 3

@@ -15,11 +15,11 @@ import torch
 import yaml
 from fake_run import FakeRun
 from lift import lift, sabotage
-from tiny import save_tiny
+from tiny import save_tiny, tiny_llama
 from transformers import BertConfig, BertModel
 
 from helpers.data import data_dir, read_jsonl
-from helpers.models import load_encoder, load_lm
+from helpers.models import LanguageModel, load_encoder, load_lm
 
 FOLDER = Path("notebooks/llmael")
 OPEN = FOLDER / "open_sets.ipynb"
@@ -227,6 +227,39 @@ def test_choosing_needs_numbers():
     assert chosen(torch.tensor([[0.5, 0.5], [1.0, 1.0]]), own).tolist() == [0, -1]
     with pytest.raises(ValueError, match="not a number"):
         chosen(torch.tensor([[0.5, torch.nan], [1.0, 1.0]]), own)
+
+
+def test_intervals_are_drawn_by_document():
+    """Ten documents of ten equal mentions: as wide as an interval of ten numbers."""
+    documents = [f"d{i // 10}" for i in range(100)]
+    a = np.repeat(np.arange(10) % 2, 10).astype(float)
+    gain = take("gain", documents=documents).gain
+    got, alone = (
+        gain(a, np.zeros(100), "x"),
+        take("gain", documents=list(map(str, range(100)))).gain(a, np.zeros(100), "x"),
+    )
+    assert got.n == 10 and got.high - got.low > 2 * (alone.high - alone.low)
+
+
+def test_probabilities_have_the_temperature_of_the_fit():
+    given = {"rivals": {"test": torch.tensor([[0, 1, -1]])}, "gold": {"test": torch.tensor([0])}}
+    trust = take("trust", **given, TEMPERATURE=0.05).trust
+    assert trust(torch.tensor([[0.1, 0.0, 9.0]])) == pytest.approx([1 / (1 + np.exp(-2))], rel=1e-5)
+
+
+def test_descriptions_of_another_length_are_written_anew(tmp_path):
+    tokenizer, calls = load_lm("smollm2-135m-instruct").tokenizer, []
+
+    def say(lm, prompts, tokens, *args, **options):
+        calls.append(tokens)
+        ids = tokenizer(["a town is old"] * len(prompts), add_special_tokens=False).input_ids
+        return SimpleNamespace(token_ids=[[torch.tensor(row[:tokens])] for row in ids])
+
+    lm = LanguageModel(tiny_llama(tokenizer), tokenizer, "tiny", "digest")
+    for tokens, told in ((2, "a town"), (3, "a town is"), (2, "a town")):
+        write = take("write", models_dir=lambda: tmp_path, new_tokens=tokens, generate=say).write
+        assert write(lm, ["one", "two"]) == [told] * 2
+    assert calls == [2, 3]
 
 
 # BLINK's weights
