@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fake_run import FakeRun
@@ -88,6 +89,14 @@ def test_the_re_ranker_reads_the_shortlist_of_the_first_linker_only(tiny):
     first, again = nb.bi_encoder(maps)(TEXTS), nb.cross_encoder(tiny.model, nb.bi_encoder(maps))(TEXTS)
     left_out = first[0].argmin().item()
     assert [again[0, j].isfinite().item() for j in range(3)] == [j != left_out for j in range(3)]
+
+
+def test_intervals_are_drawn_by_document():
+    """Ten documents of ten equal mentions: wider than a hundred mentions drawn one by one."""
+    a, none = np.repeat(np.arange(10) % 2, 10).astype(float), np.zeros(100)
+    by_document, alone = ([f"d{i // 10}" for i in range(100)], [f"d{i}" for i in range(100)])
+    wide, narrow = (take("gain", documents=names).gain(a, none, "x") for names in (by_document, alone))
+    assert wide.n == 10 and wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
 
 def alone(tiny: SimpleNamespace, mention: tuple, entity: tuple) -> float:
