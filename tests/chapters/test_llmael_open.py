@@ -360,6 +360,6 @@ def test_larger_presets_run_whole_on_the_smallest_thing(execute, tmp_path, prese
 @pytest.mark.sabotage
 def test_descriptions_of_others_are_noticed():
     """The ideal writer speaks of another entity; the first gated comparison notices."""
-    broken = {"ideal = [facts[m.gold] for m in some]": "ideal = [facts[t] for t in titles[-len(some) :]]"}
+    broken = {'"ideal": [facts[m.gold] for m in some]': '"ideal": [facts[t] for t in titles[-len(some) :]]'}
     error = sabotage("llmael", broken, notebook="open_sets")
-    assert error.startswith("RegressionError")
+    assert error.startswith("RegressionError") and "recall10_bi_encoder_ideal" in error
