@@ -38,6 +38,7 @@ PUBLIC_NAMES += ["fit_weights", "answers", "align", "is_linked", "masked", "shuf
 def nb() -> SimpleNamespace:
     words = {
         "test": [SimpleNamespace(article="")],
+        "some": None,  # also a variable of the page
         "pieces": str.split,
         "DIM": 6,
         "run": FakeRun(),
@@ -353,7 +354,7 @@ def test_arms_differ_in_what_is_told():
     """Nobody keeps his own sentence in the shuffled arm; a namesake's comes from the alias."""
     given = {"run": FakeRun(), "test": [None], "by_alias": {"Lorn": ["A Lorn", "B Lorn", "C Lorn"]}}
     given["facts"] = {f"{letter} Lorn": f"{letter} is {letter}" for letter in "ABC"}
-    nb = lift(MAIN, ["told", "texts_of", "Mention"], given)
+    nb = lift(MAIN, ["told", "texts_of", "Mention"], {"some": None} | given)
     some = [nb.Mention("go to", "Lorn", "now", f"{letter} Lorn", "C Lorn") for letter in "AB"]
     told = nb.told(some, "test")
     assert told["ideal"] == ["A is A", "B is B"] and told["shuffled"] == ["B is B", "A is A"]
@@ -430,7 +431,7 @@ def test_the_gpu_preset_runs_whole_on_the_smallest_thing(execute, tmp_path, toke
     assert done.code == 0, done.err[-2000:]
     record = json.loads(done.record.read_text())
     judged = {name for name, claim in record["claims"].items() if claim["verdict"] != "not testable here"}
-    assert judged == {"L1", "L2", "L2b", "L3", "L3b", "L4", "L4b", "L4c", "L5", "L5b", "W1", "W2"}
+    assert judged == {"L1", "L2", "L2b", "L3", "L3b", "L4", "L4b", "L4c", "L5", "L5b", "X1", "X2", "W1", "W2"}
     assert all(math.isfinite(metric["value"]) for metric in record["metrics"].values())
 
 
