@@ -426,6 +426,7 @@ def test_odd_replies_go_through_the_store(tmp_path, tokenizer):
 def test_the_gpu_preset_runs_whole_on_the_smallest_thing(execute, tmp_path, tokenizer):
     """Packaged paragraphs and a random writer in place of the public ones and the real one."""
     values = {"corpus": "boolq", "n_train": 96, "n_test": 96, "n_long": 40, "n_written": 32, "steps": 3}
+    values |= {"n_reranked": 16, "rerank_steps": 2, "top": 3}
     values |= {"new_tokens": 4, "writer": save_tiny(tmp_path / "writer", tokenizer)}
     done = execute(FOLDER.resolve(), "--calibrate", preset="gpu", parameters=values)
     assert done.code == 0, done.err[-2000:]

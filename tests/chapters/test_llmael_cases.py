@@ -112,6 +112,16 @@ def test_a_mention_whose_only_candidate_is_its_own_article_has_none():
     assert names.best_candidate(torch.ones(2, 3), table).tolist() == [1, -1]
 
 
+def test_trust_is_the_share_of_the_right_entity():
+    """By hand for two candidates; one candidate has all of it, and none gives 0, not NaN."""
+    scores = torch.tensor([[0.1, 0.0, 9.0], [0.1, 0.0, 9.0], [0.1, 0.0, 9.0], [0.5, 0.2, 0.2]])
+    given = {"scores_of": lambda vectors, linker: scores[: len(vectors)]}
+    given["rivals"] = {"test": torch.tensor([[0, 1], [2, -1], [-1, -1], [0, 1]])}
+    trust = take(MAIN, "trust", **given, gold={"test": torch.tensor([0, 2, 0, 1])}, TEMPERATURE=0.05).trust
+    assert trust(torch.zeros(4), None) == pytest.approx([1 / (1 + np.exp(-2)), 1, 0, 1 / (1 + np.exp(6))], rel=1e-5)
+    assert len(trust(torch.zeros(2), None)) == 2  # the first mentions of the test
+
+
 def test_nobody_is_mentioned_where_the_name_never_stands():
     collect = take(MAIN, "collect").collect
     assert collect([("Port Lorn", "It is dry."), ("Trade", "Lorn, a Port. Portly Lorn.")], ["Port Lorn"]) == []

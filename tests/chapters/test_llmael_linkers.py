@@ -23,13 +23,7 @@ TEXTS = [("ships reach", "Lorn", "at noon"), ("trade in", "Vosk", ""), ("", "Pel
 
 def take(*names: str, **given: Any) -> SimpleNamespace:
     """Definitions of the page over three test mentions: of three candidates, of one, and of none."""
-    known = {
-        "run": FakeRun(),
-        "rivals": {"test": RIVALS},
-        "gold": {"test": torch.tensor([1, 3, 0])},
-        "TOP": 2,
-        "preset": "reduced",
-    }
+    known = {"run": FakeRun(), "rivals": {"test": RIVALS}, "gold": {"test": torch.tensor([1, 3, 0])}, "top": 2}
     known |= {"titles": TITLES, "rest": dict.fromkeys(TITLES, "a place with ships"), "counts": torch.arange(4.0)}
     return lift(MAIN, names, LOCAL | known | given)
 
@@ -133,7 +127,7 @@ def test_shortlists_begin_with_the_right_entity():
     apart = torch.tensor([[0.1, 0.9, 0.5], [0.3, -torch.inf, -torch.inf]])
     own = torch.tensor([[0, 1, 2], [3, -1, -1]])
     assert take("shortlist").shortlist(apart, own, torch.tensor([2, 3])).tolist() == [[2, 1], [3, -1]]
-    assert take("shortlist", TOP=9).shortlist(apart, own, torch.tensor([1, 3])).tolist() == [
+    assert take("shortlist", top=9).shortlist(apart, own, torch.tensor([1, 3])).tolist() == [
         [1, 2, 0, -1],
         [3, -1, -1, -1],
     ]
@@ -141,7 +135,7 @@ def test_shortlists_begin_with_the_right_entity():
 
 def test_the_fit_learns_and_leaves_the_trunk_alone(tiny):
     """Four mentions whose right entity is told by one word; the lower layers and the trunk itself stay as they were."""
-    nb = page(tiny, "fit_cross", "pair_scores", "read_mention", PASSES=40, CROSS_RATE=3e-3, PAIRS=4)
+    nb = page(tiny, "fit_cross", "pair_scores", "read_mention", rerank_steps=40, CROSS_RATE=3e-3, PAIRS=4)
     words = ["port", "gulf", "old", "new"]
     rows = [nb.read_mention(word, "Lorn", word, 32) for word in words]
     own = torch.tensor([[i, *[j for j in range(4) if j != i]] for i in range(4)])
