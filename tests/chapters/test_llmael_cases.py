@@ -217,15 +217,17 @@ def test_the_exact_index_finds_the_same():
 
 
 def test_the_gate_can_tell_these_effects_from_none():
-    """What the page says of its gate: which tolerances end short of zero."""
-    names = {"L1": "ideal_as_it_is", "L2": "of_fitting", "L3": "strategy_1_over_4", "L4": "ideal_over_placebos"}
-    names |= {"L2b": "of_fitting_unseen", "L3b": "strategy_1_over_4_long", "L4b": "ideal_last_over_placebos"}
-    names |= {"L5": "tail_minus_head_over_shuffled", "L5b": "tail_minus_head_over_original"}
-    names |= {"W1": "weak_writer", "W2": "weak_writer_over_repeated"}
+    """What the page says of its gate: which tolerances end short of zero, and which numbers it does not hold."""
+    names = {"L1": "gain_ideal_as_it_is", "L2": "gain_of_fitting", "L4": "gain_ideal_over_placebos"}
+    names |= {"L5": "gain_tail_minus_head_over_shuffled", "W2": "gain_weak_writer_over_repeated"}
+    names |= {"L4b": "trust_ideal_last_over_placebos", "X1": "trust_ideal_over_shuffled_reranked"}
     known = yaml.safe_load((FOLDER / "expected.yaml").read_text(encoding="utf-8"))["metrics"]
-    gated = {claim: known[f"gain_{name}"] for claim, name in names.items()}
-    apart = {claim for claim, one in gated.items() if one["mean"] > one["tolerance"]}
-    assert apart == {"L1", "L2", "L4", "L5", "W2"} and "control_gain_shuffled_last" not in known
+    assert all(known[name]["mean"] > known[name]["tolerance"] for name in names.values())
+    for name in ("control_trust_shuffled_last", "control_trust_shuffled_reranked"):
+        assert known[name]["mean"] + known[name]["tolerance"] < known[name]["null"]
+    left = ("of_fitting_unseen", "strategy_1_over_4", "strategy_1_over_4_long", "ideal_last_over_placebos_fits")
+    left += ("tail_minus_head_over_original", "weak_writer", "ideal_reranked", "of_reranking")
+    assert not {f"gain_{name}" for name in left} & set(known)
 
 
 def test_the_page_reads_the_public_record():
