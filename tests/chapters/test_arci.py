@@ -1280,12 +1280,13 @@ def test_a_transposed_mask_is_noticed():
 
 @pytest.mark.sabotage
 @pytest.mark.slow
+@calibrated("safety.expected.yaml")
 def test_interactions_without_a_conflict_are_noticed():
-    """Interactions among rare drugs only: the page on safety stops before any training."""
+    """Interactions among rare drugs only: the gate of the page on safety stops it before any training."""
     broken = "np.where(leads + leads.T > 0, 0.0, np.where(both, 0.0, 0.02))"
     line = "np.where(leads + leads.T > 0, 0.5, np.where(both, 0.08, 0.02))"
     error = sabotage("arci", {line: broken}, notebook="safety")
-    assert error.startswith("AssertionError: no conflict")
+    assert error.startswith("RegressionError: regression: interaction rate of prescriptions")
 
 
 @pytest.mark.sabotage
