@@ -89,15 +89,13 @@ def generate(
         top_k: truncation, see `sample_tokens`.
         generator: CPU generator of the uniform numbers; needed unless everything is greedy.
         stop: a sample ends when its text contains one of these.
-        force_eos: the last token of every sample becomes the end token, whatever ended it, so that each sample has a
-            hidden state at an end token.
+        force_eos: the last token of every sample becomes the end token, so that each has a hidden state there.
         hidden_layers: decoder blocks (int: the residual stream after it) or modules (name), such as
             `model.layers.14.mlp`, whose outputs at the generated tokens are kept.
         hidden_last_only: keep them at the last token of a sample only.
         prefix: text before every prompt (worked examples), computed once; prompts are then encoded on their own.
         max_rows: at most so many samples side by side; fewer where the memory of a GPU asks for it.
-        share: samples of a prompt are one row of the batch until they first differ; False computes each by itself, as
-            a plain batch does (to measure what that costs).
+        share: False computes each sample by itself from the start, as a plain batch does (to measure the cost).
         progress: title of a progress bar over prompts; none by default.
 
     Raises:

@@ -3,23 +3,20 @@
 Everything is checked before anything is computed; a bad request is one line for the person who asked.
 """
 
-import ast
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from simpleeval import EvalWithCompoundTypes
 
 from helpers.claims import load_claims
 from helpers.parameters import FIXED, BadRequestError, check_values, hint, parse, schema
 from helpers.paths import notebooks_of, read_yaml
 from helpers.record import first_fault
+from helpers.rules import Rule, rules_of
 from helpers.sizes import Sizes
 from helpers.verify import load_expected
-
-FUNCTIONS = {"min": min, "max": max, "len": len, "sum": sum, "all": all, "any": any}  # of a cross-check
 
 
 class Budget(BaseModel):
@@ -30,30 +27,6 @@ class Budget(BaseModel):
     wall_s: float = Field(gt=0)
     memory_gb: float = Field(gt=0)
     cell_s: float | None = Field(default=None, gt=0)
-
-
-class Rule(BaseModel):
-    """A cross-check between parameters: an expression that must hold, and why."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    rule: str
-    because: str = Field(min_length=10)
-
-    def names(self) -> set[str]:
-        """Return the parameters that the expression speaks of."""
-        nodes = ast.walk(ast.parse(self.rule, mode="eval"))
-        return {node.id for node in nodes if isinstance(node, ast.Name)} - FUNCTIONS.keys()
-
-    def check(self, values: Mapping[str, Any], before: str = "") -> None:
-        """Raise BadRequestError, with `before` in front, when the rule does not hold."""
-        try:
-            holds = EvalWithCompoundTypes(names=dict(values), functions=FUNCTIONS).eval(self.rule)
-        except Exception as error:
-            raise BadRequestError(f"presets.yaml: requires: '{self.rule}': {error}") from None
-        if not holds:
-            said = ", ".join(f"{name} = {values[name]!r}" for name in sorted(self.names()))
-            raise BadRequestError(f"{before}parameters in conflict: {said}: {self.because} (rule: {self.rule})")
 
 
 class Presets(BaseModel):
@@ -136,25 +109,8 @@ def load_presets(notebook: Path) -> Presets:
             raise BadRequestError(f"presets.yaml: {first_fault(error, 'budgets', preset)}") from None
         values[preset] = {"preset": preset} | mine
     return Presets(
-        values=values, budgets=budgets, rules=_rules(rules, model, elsewhere), sizes=_sizes(sizes, model, elsewhere)
+        values=values, budgets=budgets, rules=rules_of(rules, model, elsewhere), sizes=_sizes(sizes, model, elsewhere)
     )
-
-
-def _rules(entries: Any, model: type[BaseModel], elsewhere: set[str]) -> list[Rule]:
-    """The cross-checks that speak of this notebook's parameters alone."""
-    found = []
-    for position, entry in enumerate(entries, start=1):
-        try:
-            rule = Rule.model_validate(entry)
-            names = rule.names()
-        except (ValidationError, SyntaxError) as error:
-            what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not an expression: {error.msg}"
-            raise BadRequestError(f"presets.yaml: requires, number {position}: {what}") from None
-        if unknown := names - model.model_fields.keys() - elsewhere:
-            raise BadRequestError(f"presets.yaml: requires: unknown parameter '{min(unknown)}' in '{rule.rule}'")
-        if names <= model.model_fields.keys():
-            found.append(rule)
-    return found
 
 
 def _sizes(content: dict, model: type[BaseModel], elsewhere: set[str]) -> Sizes:
